@@ -1,0 +1,213 @@
+"""The settings of every stage, and `PretrainConfig`, which holds them together (no ray or torch import).
+
+Every field carries one line of meaning as the string below it; `--help` and `docs/configuration.md` are made
+from those lines.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ashnets.config import ModelConfig, TasksConfig, require
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: its name, where it lives, its seed."""
+
+    name: str = "demo"
+    """The run's folder below run.storage; the same name continues an interrupted run."""
+    storage: str = ""
+    """Folder of all runs; empty: <repository>/runs, or ~/ashnets/runs inside a submitted job."""
+    seed: int = 0
+    """Seed of everything: weights, order, augmentation, masks, grouping."""
+    takeover: bool = False
+    """Take the run over although another launch still holds its lease."""
+
+    def __post_init__(self) -> None:
+        import re
+        require(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None, "run.name", self.name,
+                "letters, digits, '.', '_' and '-', starting with a letter or digit")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The image-text store, and the built-in source that fills it when it is missing."""
+
+    store: str = ""
+    """Folder of the Delta store; empty: <repository>/data/demo (built when missing)."""
+    source: Literal["demo", "emoji", "scenes"] = "demo"
+    """Built-in source for a missing default store: `demo` is emoji + scenes."""
+    scenes: int = 4096
+    """Generated training scenes."""
+    scenes_val: int = 512
+    """Generated held-out scenes."""
+    scene_size: int = 64
+    """Side of a generated scene in pixels."""
+    seed: int = 0
+    """Seed of the generated scenes and of the emoji split."""
+    max_pixels: int = 64_000_000
+    """Images of more pixels are quarantined before they are decoded."""
+    max_bad_share: float = 0.01
+    """An ingest with a larger share of bad rows stops, and appends nothing."""
+
+
+@dataclass(frozen=True)
+class GroupsConfig:
+    """Disjoint groups of similar samples."""
+
+    size: int = 4
+    """G: samples of a group."""
+    path: str = ""
+    """Folder of the grouped store; empty: beside the store, named by data version, G and seed."""
+    method: Literal["similar", "random"] = "similar"
+    """`similar`: neighbours by embedding; `random`: the baseline arm."""
+    neighbours: int = 16
+    """k of the nearest-neighbour search."""
+    row_group: int = 16
+    """Groups in a Parquet row group (the unit of the global shuffle)."""
+
+    def __post_init__(self) -> None:
+        require(self.size >= 1, "groups.size", self.size, "at least 1")
+
+
+@dataclass(frozen=True)
+class FeedConfig:
+    """From the grouped store to micro-batches."""
+
+    window: int = 128
+    """Row groups that are shuffled together."""
+    image_size: int = 224
+    """Side in pixels of the images that the feed delivers."""
+    captions: int = 1
+    """K: captions an image brings to one micro-batch (drawn anew each epoch)."""
+    crop_scale: float = 0.2
+    """Smallest area share of a random resized crop; 1: no crop."""
+    flip: bool = True
+    """Mirror images at random, except where a caption says left or right."""
+    record_samples: bool = False
+    """Write samples/rank-<r>.jsonl: which groups each step trained on."""
+
+    def __post_init__(self) -> None:
+        require(self.captions >= 1, "feed.captions", self.captions, "at least 1")
+        require(0 < self.crop_scale <= 1, "feed.crop_scale", self.crop_scale, "above 0, at most 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation."""
+
+    groups_per_atom: int = 16
+    """Groups of a micro-batch (the atom: unit of tdBN statistics, contrast set, masks and randomness)."""
+    atoms_per_step: int = 2
+    """Micro-batches of one optimizer step, whatever the number of workers."""
+    max_steps: int = 0
+    """Stop this launch at this step (status `stopped`; may always change); 0: run to schedule_steps."""
+    schedule_steps: int = 0
+    """Optimizer steps of the whole learning-rate schedule; 0: epochs times the steps of an epoch."""
+    epochs: int = 40
+    """Length of training where schedule_steps is 0."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """Warm-up, then a half cosine to min_lr_share; or division by 10 at each of `milestones`."""
+    milestones: tuple[float, ...] = (0.625, 0.875)
+    """Shares of the schedule at which `step` divides by 10 (SOHO: epochs 25 and 35 of 40)."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    min_lr_share: float = 0.01
+    """Last learning rate of the cosine, as a share of the peak."""
+    warmup_share: float = 0.05
+    """Share of the schedule with a linear warm-up."""
+    backbone_lr_factor: float = 1.0
+    """Learning-rate factor of the backbone (SOHO gives the CNN its own optimizer; ZeRO takes one)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+    weight_decay: float = 0.01
+    """AdamW's decay; never on norms, biases, tdBN weights, the summary ratio and the temperature."""
+    clip: float = 10.0
+    """Largest gradient norm."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """`bf16` computes in bfloat16 through torch_autocast; weights and optimizer stay fp32."""
+    log_every: int = 1
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = 100
+    """Steps between validations on held-out data; 0: only at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("groups_per_atom", "atoms_per_step", "log_every"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("max_steps", "schedule_steps", "validate_every"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        require(self.lr > 0, "train.lr", self.lr, "more than 0")
+        require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """Workers and DeepSpeed."""
+
+    workers: int = 2
+    """World size: Ray Train workers."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """`auto`: GPUs with NCCL where the cluster has one a worker, else CPUs with gloo."""
+    cpus_per_worker: float = 0.5
+    """CPUs that a worker reserves; what remains is for Ray Data."""
+    zero_stage: int = 2
+    """DeepSpeed ZeRO stage 0-3: cluster/deepspeed/zero<stage>.json."""
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, "scaling.workers", self.workers, "at least 1")
+        require(self.zero_stage in (0, 1, 2, 3), "scaling.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints of the run."""
+
+    every_steps: int = 100
+    """Steps between checkpoints; one more is made where a launch stops."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "at least 1")
+        require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation, always from rest."""
+
+    retrieval_split: str = "val"
+    """Split of the store for retrieval, ITM, MLM, MVM and STUA."""
+    unseen_split: str = "unseen"
+    """Split of unseen things (keys retrieval_unseen/...); empty: none."""
+    validate_samples: int = 256
+    """Samples of each split used by validations during training; the final evaluation uses all."""
+    rerank: int = 32
+    """ITC candidates that ITM re-ranks; 0: no re-ranking."""
+    batch: int = 64
+    """Images of an evaluation batch (the results do not depend on it)."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything `jobs/pretrain.py` takes."""
+
+    init: str = ""
+    """Run or export to start the weights from; empty: as the model configuration says."""
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    feed: FeedConfig = field(default_factory=FeedConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if not self.model.summary_ratio.off:
+            self.model.abstract.steps_per_sample(self.groups.size)
