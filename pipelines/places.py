@@ -1,0 +1,37 @@
+"""Where things lie by default: stores and groups below the data folder, runs below the runs folder."""
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from pipelines.config import DataConfig, GroupsConfig, PretrainConfig
+
+
+def _fingerprint(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_folder(config: PretrainConfig, root: Path) -> Path:
+    """The run's folder."""
+    storage = Path(config.run.storage).expanduser() if config.run.storage else root / "runs"
+    return storage.absolute() / config.run.name
+
+
+def store_folder(data: DataConfig, root: Path) -> Path:
+    """The named store, or the built-in source's: data/<source>, with a fingerprint where its settings differ."""
+    if data.store:
+        return Path(data.store).expanduser().absolute()
+    settings, standard = asdict(data), asdict(DataConfig(source=data.source))
+    name = data.source if settings == standard else f"{data.source}-{_fingerprint(settings)}"
+    return root.absolute() / "data" / name
+
+
+def groups_folder(config: PretrainConfig, store: Path, version: int) -> Path:
+    """The named grouped store, or one beside the store that names what it was built from."""
+    groups: GroupsConfig = config.groups
+    if groups.path:
+        return Path(groups.path).expanduser().absolute()
+    fingerprint = _fingerprint(asdict(groups), asdict(config.model.text), config.run.seed)
+    return store.with_name(f"{store.name}.groups") / f"v{version}-{groups.method}-G{groups.size}-{fingerprint}"

@@ -1,0 +1,123 @@
+"""The DeepSpeed engine: parameter groups, ZeRO configuration, one micro-batch, one step, shards, export."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from ashnets.batch import MicroBatch
+from ashnets.running_statistics import StepStatistics
+from ashnets.tasks.pretraining import PretrainingModel, PretrainingOutput
+from pipelines.config import TrainConfig
+from pipelines.training.randomness import seed_micro_batch
+
+ZERO_CONFIGS = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
+
+
+def parameter_groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's groups: weight decay on matrices only (norms, biases, tdBN weights, summary ratio and temperature
+    are vectors), and the backbone's own learning-rate factor as `lr_factor`.
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        key = (".backbone." in f".{name}", parameter.ndim > 1)
+        group = groups.setdefault(key, {
+            "params": [], "lr": train.lr, "lr_factor": train.backbone_lr_factor if key[0] else 1.0,
+            "weight_decay": train.weight_decay if key[1] else 0.0})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def deepspeed_config(train: TrainConfig, zero_stage: int, world_size: int, rounds: int) -> dict[str, Any]:
+    """cluster/deepspeed/zero<stage>.json completed with what the run decides."""
+    config: dict[str, Any] = json.loads((ZERO_CONFIGS / f"zero{zero_stage}.json").read_text())
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": rounds,
+        "train_batch_size": world_size * rounds,
+        "gradient_clipping": train.clip,
+        "steps_per_print": 1 << 62,
+    }
+    if train.precision == "bf16":
+        # No module is "safe" for bf16 communication: gradients are summed in fp32 on any number of workers.
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return config
+
+
+def sum_over_ranks(total: Tensor) -> Tensor:
+    """Sum of `total` over all ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+class Engine:
+    """One rank's DeepSpeed engine over the pre-training model."""
+
+    def __init__(self, model: PretrainingModel, train: TrainConfig, *, zero_stage: int, world_size: int,
+                 seed: int, device: torch.device) -> None:
+        self.rounds = -(-train.atoms_per_step // world_size)
+        self._train, self._zero_stage, self._world_size, self._seed = train, zero_stage, world_size, seed
+        self.device = device
+        model.to(device)
+        optimizer = torch.optim.AdamW(parameter_groups(model, train), lr=train.lr, betas=train.betas, eps=train.eps)
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, dist_init_required=False,
+            config=deepspeed_config(train, zero_stage, world_size, self.rounds))
+        self.model: PretrainingModel = self._engine.module
+        self.statistics = StepStatistics(self.model, reduce=sum_over_ranks)
+
+    def set_learning_rate(self, lr: float) -> None:
+        """Give every parameter group its learning rate for the coming step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+
+    def forward_backward(self, batch: MicroBatch, *, real: bool, progress: float) -> PretrainingOutput:
+        """Run one micro-batch and add its gradients; `progress` is the share of training that has passed.
+
+        DeepSpeed divides by its slots (world size x accumulation); the step's gradient is the mean over the
+        real micro-batches, hence the factor.
+        """
+        generator = seed_micro_batch(self._seed, batch.position)
+        output: PretrainingOutput = self._engine(batch.to(self.device), progress, generator)
+        self.statistics.add_micro_batch(real)
+        slots = self._world_size * self.rounds
+        self._engine.backward(output.loss * (slots / self._train.atoms_per_step))
+        return output
+
+    def step(self) -> None:
+        """Count the micro-batch; on the last one of the step apply the gradients."""
+        self._engine.step()
+
+    def gradient_norm(self) -> float:
+        """Global gradient norm of the last step, before clipping."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's shards below `folder`; frozen weights are left out, the configuration restores them."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+
+    def load(self, folder: Path) -> None:
+        """Load the shards of a checkpoint whose manifest has been verified (DeepSpeed unpickles)."""
+        path, _ = self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
+        if path is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
+
+    def export_weights(self, path: Path) -> None:
+        """Write the whole model as safetensors on rank 0 (every rank takes part: ZeRO-3 gathers)."""
+        gathered = deepspeed.zero.GatheredParameters(
+            list(self.model.parameters()), enabled=self._zero_stage == 3)
+        with gathered:
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary = path.with_name(f".{path.name}")
+                save_model(self.model, str(temporary))
+                temporary.rename(path)

@@ -1,0 +1,38 @@
+"""What one launch trains: made by the driver, carried to every worker."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.config import PretrainConfig
+from pipelines.feed.batches import FeedPlan
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One launch of a run: where to start is read from the newest checkpoint, where to stop stands here."""
+
+    config: PretrainConfig
+    run: Path
+    attempt: int
+    plan: FeedPlan
+    store: Path
+    store_version: int
+    groups: int
+    schedule_steps: int
+    stop_step: int
+    device: str
+    """`cuda` or `cpu`."""
+
+    def position(self, step: int) -> int:
+        """Position in the global stream (in groups) after `step` optimizer steps."""
+        train = self.config.train
+        return step * train.atoms_per_step * train.groups_per_atom
+
+    def epoch(self, step: int) -> float:
+        """Epochs seen after `step` optimizer steps."""
+        return self.position(step) / self.groups
+
+    def samples(self, step: int) -> int:
+        """Images seen after `step` optimizer steps."""
+        return self.position(step) * self.config.groups.size

@@ -1,0 +1,69 @@
+"""What every Ray Train worker runs: build the model, resume, train, export."""
+from __future__ import annotations
+
+import os
+from itertools import islice
+from pathlib import Path
+
+import ray.train
+import torch
+import torch.distributed as dist
+
+from ashnets.model import ASHNet
+from ashnets.running_statistics import recalibrate
+from ashnets.tasks.pretraining import PretrainingModel
+from pipelines.config import PretrainConfig
+from pipelines.evaluation.held_out import HeldOut
+from pipelines.feed.batches import local_batches
+from pipelines.feed.stream import train_batches
+from pipelines.training import checkpoint
+from pipelines.training.engine import Engine, sum_over_ranks
+from pipelines.training.job import TrainingJob
+from pipelines.training.loop import train
+from pipelines.training.randomness import derive
+from pipelines.training.run_directory import supersede
+
+RECALIBRATION_ATOMS = 8
+
+
+def build_model(config: PretrainConfig) -> PretrainingModel:
+    """The pre-training model with its initial weights, the same on every rank and in every launch."""
+    torch.manual_seed(derive(config.run.seed, "weights"))
+    return PretrainingModel(ASHNet(config.model), config.tasks)
+
+
+def train_worker(settings: dict[str, TrainingJob]) -> None:
+    """Train `settings["job"]` on this rank."""
+    job = settings["job"]
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
+    engine = Engine(build_model(job.config), job.config.train, zero_stage=job.config.scaling.zero_stage,
+                    world_size=world, seed=job.config.run.seed, device=device)
+    start_step, seconds = 0, 0.0
+    found = checkpoint.newest(job.run)
+    if found:
+        engine.load(found[0])
+        start_step, seconds = found[1].step, found[1].seconds
+    if rank == 0:
+        supersede(job.run, start_step)
+    dist.barrier()
+    held_out = HeldOut(job.config, job.store, job.store_version, device)
+    engine.model.train()
+    batches = train_batches(job.plan, start_step, job.stop_step, rank, world)
+    train(engine, batches, job, held_out, start_step, seconds, rank, world)
+    export(engine, job, rank, world)
+
+
+def export(engine: Engine, job: TrainingJob, rank: int, world: int) -> None:
+    """Recalibrate the running statistics from rest (rule: inference starts from rest) and write the weights."""
+    per_rank = -(-RECALIBRATION_ATOMS // world)
+    steps = -(-per_rank // engine.rounds)
+    atoms = list(islice(local_batches(job.plan, 0, steps, rank, world), per_rank))
+    engine.model.train()
+    with torch.no_grad():
+        recalibrate(engine.model, [
+            lambda pixels=atom.pixels: engine.model.model.encode_image(pixels.to(engine.device)) for atom in atoms],
+            reduce=sum_over_ranks)
+    engine.export_weights(Path(job.run) / "export" / "model.safetensors")
+    dist.barrier()

@@ -1,0 +1,61 @@
+"""One driver a run: refused while it lives, taken over when it is dead."""
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipelines.errors import UserError
+from pipelines.training import lease as leases
+from pipelines.training.lease import Lease, read_holder
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipelines.training.lease import Lease
+with Lease(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_live_run_is_refused_by_name_and_taken_over_after_a_kill(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"pid {other.pid} on \S+ has it since .*run.takeover=true"), Lease(tmp_path):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with Lease(tmp_path) as mine:
+        assert mine.attempt == 2
+        assert read_holder(tmp_path).pid == os.getpid()
+
+
+def test_a_stale_heartbeat_of_another_host_is_taken_over(tmp_path):
+    with Lease(tmp_path):
+        holder = read_holder(tmp_path)
+    foreign = dataclasses.replace(holder, host="elsewhere", released=False, heartbeat=time.time())
+    (tmp_path / "lease.json").write_text(json.dumps(dataclasses.asdict(foreign)))
+    with pytest.raises(UserError, match="elsewhere"), Lease(tmp_path):
+        pass
+    stale = dataclasses.replace(foreign, heartbeat=time.time() - leases.STALE_S - 1)
+    (tmp_path / "lease.json").write_text(json.dumps(dataclasses.asdict(stale)))
+    with Lease(tmp_path) as mine:
+        assert mine.attempt == 2
+
+
+def test_the_heartbeat_beats_and_stops_when_superseded(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.05)
+    with Lease(tmp_path) as old:
+        first = read_holder(tmp_path).heartbeat
+        time.sleep(0.3)
+        assert read_holder(tmp_path).heartbeat > first
+        with Lease(tmp_path, takeover=True) as new:
+            time.sleep(0.3)
+            assert read_holder(tmp_path).attempt == new.attempt == old.attempt + 1
+    assert read_holder(tmp_path).released
