@@ -1,0 +1,123 @@
+"""The image-text store: Parquet files under a Delta log, so that every append is one atomic, numbered version."""
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction
+
+from pipelines.store.schema import STORE_SCHEMA, check_columns, iter_batches, open_parquet, write_parquet
+
+COMMIT_ATTEMPTS = 5
+
+
+class ImageTextStore:
+    """A folder with the store's Parquet files and their log; nothing is read before it is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+
+    def exists(self) -> bool:
+        """Whether the folder holds a store with at least one committed batch."""
+        return self._has_log() and bool(self._log().file_uris())
+
+    def version(self) -> int:
+        """The newest version's number, from 0; FileNotFoundError where there is no store."""
+        return int(self._log().version())
+
+    def files(self, version: int | None = None) -> list[str]:
+        """Absolute paths of the Parquet files of a version (default: the newest), sorted."""
+        return sorted(str(self._local(uri)) for uri in self._log(version).file_uris())
+
+    def has_batch(self, batch_id: str) -> bool:
+        """Whether a batch of this name has been appended."""
+        return self._has_log() and self._log().transaction_version(batch_id) is not None
+
+    def append(self, files_or_tables: Sequence[str | Path | pa.Table], batch_id: str) -> int:
+        """Append everything given as one version and return the version's number.
+
+        A file must lie in the store's folder already (`write_parquet` it there); it stays invisible until this
+        commit. Tables are written first, sorted by sample_id. A `batch_id` that is there already adds nothing. Two
+        processes that append at the same time both land, or, with the same `batch_id`, one of them does. Raises
+        ValueError where a file's columns are not the store's.
+        """
+        if self.has_batch(batch_id):
+            return self.version()
+        files = [self._write(item, batch_id) if isinstance(item, pa.Table) else Path(item).absolute()
+                 for item in files_or_tables]
+        actions = [self._add_action(file) for file in files]
+        for _ in range(COMMIT_ATTEMPTS):
+            try:
+                self._commit(actions, batch_id)
+            except DeltaError as error:
+                failure = error
+            if self.has_batch(batch_id):
+                return self.version()
+        raise RuntimeError(f"{self.path}: batch {batch_id} could not be committed in {COMMIT_ATTEMPTS} attempts"
+                           ) from failure
+
+    def iter_batches(self, columns: Sequence[str] | None = None, split: str | None = None,
+                     version: int | None = None, rows: int = 256) -> Iterator[pa.RecordBatch]:
+        """The rows of a version (of one split), in batches of at most `rows`: files in order, and the order in them.
+
+        The same version gives the same order always. ValueError names a file whose columns are not the store's.
+        """
+        wanted = list(columns) if columns is not None else STORE_SCHEMA.names
+        needed = wanted if split is None or "split" in wanted else [*wanted, "split"]
+        for file in self.files(version):
+            with open_parquet(file) as opened:
+                check_columns(opened.schema_arrow, STORE_SCHEMA, file)
+            for batch in iter_batches(file, needed, rows=rows):
+                if split is not None:
+                    batch = batch.filter(pc.equal(batch["split"], split))
+                if batch.num_rows:
+                    yield batch.select(wanted)
+
+    def count(self, split: str | None = None, version: int | None = None) -> int:
+        """Rows of a version, or of one split of it."""
+        return sum(batch.num_rows for batch in self.iter_batches(["split"], split, version, rows=65_536))
+
+    def _has_log(self) -> bool:
+        return bool(DeltaTable.is_deltatable(str(self.path)))
+
+    def _log(self, version: int | None = None) -> DeltaTable:
+        if not self._has_log():
+            raise FileNotFoundError(f"{self.path}: there is no image-text store here; name another data.store, "
+                                    "or ingest into this one first")
+        return DeltaTable(str(self.path), version=version)
+
+    def _local(self, uri: str) -> Path:
+        return Path(uri.removeprefix("file://"))
+
+    def _write(self, table: pa.Table, batch_id: str) -> Path:
+        check_columns(table.schema, STORE_SCHEMA, "table to append")
+        file = self.path / f"{batch_id}-{uuid.uuid4().hex[:12]}.parquet"
+        write_parquet(table.select(STORE_SCHEMA.names).sort_by("sample_id"), file)
+        return file
+
+    def _add_action(self, file: Path) -> AddAction:
+        with open_parquet(file) as opened:
+            check_columns(opened.schema_arrow, STORE_SCHEMA, file)
+            statistics = json.dumps({"numRecords": opened.metadata.num_rows})
+        return AddAction(os.path.relpath(file, self.path), file.stat().st_size, {}, int(time.time() * 1000), True,
+                         statistics)
+
+    def _commit(self, actions: list[AddAction], batch_id: str) -> None:
+        schema = Schema.from_arrow(STORE_SCHEMA)
+        properties = CommitProperties(app_transactions=[Transaction(batch_id, 1)])
+        # An empty version comes first: racing creations that add files at once would all land, the same batch twice.
+        if not self._has_log():
+            DeltaTable.create(str(self.path), schema, mode="ignore")
+        # One snapshot for the look and the commit: Delta refuses what conflicts with commits since the snapshot, but
+        # accepts a batch again that the snapshot holds already.
+        snapshot = self._log()
+        if snapshot.transaction_version(batch_id) is None:
+            snapshot.create_write_transaction(actions, "append", schema, commit_properties=properties)
