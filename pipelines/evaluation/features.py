@@ -1,0 +1,87 @@
+"""What a model makes of a held-out split, from rest: embeddings on every rank, visual tokens where they were made."""
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ashnets.tasks.pretraining import PretrainingModel
+from pipelines.evaluation.split import HeldOutSplit
+
+TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of all I images and C captions; tokens and rates of this rank's own images (`own`) only."""
+
+    image: Float[Tensor, "I E"]
+    text: Float[Tensor, "C E"]
+    abstract: Float[Tensor, "I Dt"] | None
+    text_feature: Float[Tensor, "C Dt"]
+    own: Int64[Tensor, "O"]
+    tokens: Float[Tensor, "O N D"]
+    concrete: Float[Tensor, "O N D"]
+    rate: Float[Tensor, "O N D"] | None
+    grid: tuple[int, int]
+    firing_rates: dict[str, float]
+
+
+def gather_rows(indices: Int64[Tensor, "O"], rows: Float[Tensor, "O E"], total: int) -> Float[Tensor, "T E"]:
+    """All ranks' rows in the order of their indices; for one process, a reordering."""
+    parts: list[tuple[Tensor, Tensor]] = [(indices, rows)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        parts = [(indices, rows)] * dist.get_world_size()
+        dist.all_gather_object(parts, (indices, rows))
+    result = torch.empty(total, *rows.shape[1:])
+    for where, values in parts:
+        result[where] = values
+    return result
+
+
+@torch.no_grad()
+def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: torch.device, rank: int = 0,
+            world: int = 1) -> Features:
+    """Run the model over the split's images and captions; of several ranks each takes its share."""
+    columns: dict[str, list[Tensor]] = defaultdict(list)
+    rates: dict[str, float] = defaultdict(float)
+    grid = (0, 0)
+    for indices, pixels in split.images(batch, rank, world):
+        visual = model.model.encode_image(pixels.to(device))
+        grid = visual.grid
+        columns["own"].append(indices)
+        columns["image"].append(model.itc.embed_image(visual.tokens).float().cpu())
+        columns["tokens"].append(visual.tokens.float().cpu())
+        columns["concrete"].append(visual.concrete.float().cpu())
+        if visual.abstract is not None and visual.rate is not None:
+            columns["rate"].append(visual.rate.float().cpu())
+            columns["abstract"].append(model.stua.embed_abstract(visual.abstract).float().cpu())
+            for name, rate in model.model.firing_rates().items():
+                rates[name] += float(rate) * len(indices)
+    own = torch.cat(columns["own"])
+    texts, features = _encode_texts(model, split, device, rank, world)
+    captions = torch.arange(len(split.captions))[rank::world]
+    return Features(
+        image=gather_rows(own, torch.cat(columns["image"]), len(split)),
+        text=gather_rows(captions, texts, len(split.captions)),
+        abstract=gather_rows(own, torch.cat(columns["abstract"]), len(split)) if columns["abstract"] else None,
+        text_feature=gather_rows(captions, features, len(split.captions)),
+        own=own, tokens=torch.cat(columns["tokens"]), concrete=torch.cat(columns["concrete"]),
+        rate=torch.cat(columns["rate"]) if columns["rate"] else None, grid=grid,
+        firing_rates={name: total / len(own) for name, total in rates.items()})
+
+
+def _encode_texts(model: PretrainingModel, split: HeldOutSplit, device: torch.device, rank: int,
+                  world: int) -> tuple[Tensor, Tensor]:
+    embeddings, features = [], []
+    ids, masks = split.input_ids[rank::world], split.attention_mask[rank::world]
+    for at in range(0, len(ids), TEXT_BATCH):
+        pooled = model.model.encode_text(ids[at:at + TEXT_BATCH].to(device),
+                                         masks[at:at + TEXT_BATCH].to(device)).pooled
+        embeddings.append(model.itc.embed_text(pooled).float().cpu())
+        features.append(torch.nn.functional.normalize(pooled.float(), dim=-1).cpu())
+    return torch.cat(embeddings), torch.cat(features)

@@ -1,0 +1,59 @@
+"""One held-out split of the store: its texts in memory, its images streamed in the store's order."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from ashnets.processing import Tokenizer, caption_class, image_to_pixels
+from pipelines.store.table import ImageTextStore
+
+
+class HeldOutSplit:
+    """The first `limit` samples of a split (0: all), by sample id. Raises ValueError where the split is empty."""
+
+    def __init__(self, store: Path, version: int, split: str, tokenizer: Tokenizer, image_size: int,
+                 limit: int = 0) -> None:
+        self._store, self._version, self._split = ImageTextStore(store), version, split
+        self._image_size = image_size
+        rows = [row for batch in self._store.iter_batches(["sample_id", "image_class", "captions"], split, version)
+                for row in batch.to_pylist()]
+        rows = sorted(rows, key=lambda row: str(row["sample_id"]))[:limit or None]
+        if not rows:
+            raise ValueError(f"{store}: version {version} has no samples of split {split!r}; name another "
+                             "evaluation split, or ingest some")
+        self.sample_ids = [row["sample_id"] for row in rows]
+        self.image_class = torch.tensor([row["image_class"] for row in rows])
+        self.captions = [caption for row in rows for caption in row["captions"]]
+        counts = torch.tensor([len(row["captions"]) for row in rows])
+        self.image_of_caption = torch.arange(len(rows)).repeat_interleave(counts)
+        self.first_caption = torch.cumsum(counts, 0) - counts
+        self.caption_class = torch.tensor([caption_class(caption) for caption in self.captions])
+        ids, mask = tokenizer(self.captions)
+        self.input_ids: Int64[Tensor, "C L"] = torch.from_numpy(np.asarray(ids, dtype=np.int64))
+        self.attention_mask: Int64[Tensor, "C L"] = torch.from_numpy(np.asarray(mask, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def images(self, batch: int, rank: int = 0, world: int = 1
+               ) -> Iterator[tuple[Int64[Tensor, "B"], UInt8[Tensor, "B 3 H W"]]]:
+        """Batches of sample indices and their pixels; of several ranks each gets its own share."""
+        wanted = {sample_id: index for index, sample_id in enumerate(self.sample_ids) if index % world == rank}
+        indices: list[int] = []
+        pixels: list[Tensor] = []
+        for rows in self._store.iter_batches(["sample_id", "image"], self._split, self._version):
+            for sample_id, image in zip(rows["sample_id"].to_pylist(), rows["image"].to_pylist(), strict=True):
+                if sample_id not in wanted:
+                    continue
+                indices.append(wanted[sample_id])
+                pixels.append(torch.from_numpy(image_to_pixels(image, self._image_size)))
+                if len(indices) == batch:
+                    yield torch.tensor(indices), torch.stack(pixels)
+                    indices, pixels = [], []
+        if indices:
+            yield torch.tensor(indices), torch.stack(pixels)

@@ -1,0 +1,81 @@
+"""The whole way of one pre-training launch: store -> groups -> training -> held-out evaluation -> summary."""
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.connection import connected
+from pipelines.config import PretrainConfig
+from pipelines.errors import UserError
+from pipelines.places import groups_folder, run_folder, store_folder
+from pipelines.resume import check_resumable, save_config
+from pipelines.training.lease import Lease
+
+
+def pretrain(config: PretrainConfig, root: Path) -> None:
+    """Train the run that `config` names from wherever it stands, below `root` unless the keys name other places.
+
+    Raises UserError for whatever the user can mend, before anything heavy starts.
+    """
+    run = run_folder(config, root)
+    store = store_folder(config.data, root)
+    if config.data.store and not store.exists():
+        raise UserError(f"data.store={config.data.store}: {store} does not exist; ingest into it first, or leave "
+                        "data.store out to build the built-in demo store")
+    check_resumable(config, run)
+    check_writable(run)
+    from pipelines.report.summary import finished_summary, print_summary
+    done = finished_summary(run)
+    if done and done["steps"] >= stop_step(config, done["schedule_steps"]):
+        print(f"run {config.run.name} is finished already: {done['steps']} steps. Choose another run.name to train anew.")
+        print_summary(run, done)
+        return
+    with Lease(run, takeover=config.run.takeover) as lease:
+        save_config(replace(config, run=replace(config.run, takeover=False)), run)
+        with connected():
+            _launch(config, run, store, root, lease.attempt)
+
+
+def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
+    """The step at which this launch stops."""
+    return min(config.train.max_steps or schedule_steps, schedule_steps)
+
+
+def check_writable(run: Path) -> None:
+    """UserError unless the run's folder can be made and written."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        writable = os.access(run, os.W_OK)
+    except OSError as error:
+        raise UserError(f"run.storage: {run} cannot be made ({error.strerror}); name a writable folder") from error
+    if not writable:
+        raise UserError(f"run.storage: {run} is not writable; name a writable folder")
+
+
+def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, attempt: int) -> None:
+    from pipelines.grouping.build import build_groups
+    from pipelines.report.summary import print_summary, write_summary
+    from pipelines.store.ingest import ingest_demo
+    from pipelines.store.table import ImageTextStore
+    from pipelines.training.data_pin import pinned
+    from pipelines.training.progress import TrainingProgress
+    from pipelines.training.trainer import check_cpus, choose_device, fit
+    check_cpus(config)
+    device = choose_device(config)
+    store = ImageTextStore(store_path)
+    if not store.exists():
+        print(f"store: building {store_path}", flush=True)
+        report = ingest_demo(config.data, store_path, print)
+        print(f"store: {report.rows_by_split} rows, quarantined {report.quarantined or 'none'}", flush=True)
+    pin = pinned(run, store_path, store.version(), groups_folder(config, store_path, store.version()))
+    groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), print)
+    job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
+    print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {config.scaling.workers} workers on {device}, "
+          f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)
+    with TrainingProgress(run, job.stop_step):
+        fit(job)
+    print("evaluation: held-out data, from rest", flush=True)
+    summary = write_summary(job)
+    print_summary(run, summary)
