@@ -1,0 +1,182 @@
+"""Images and captions to arrays, the same in training and evaluation: decode, resize, tokenise (no torch import)."""
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+import tokenizers
+from jaxtyping import Bool, Int64, UInt8
+from numpy import ndarray
+from PIL import Image
+
+from ashnets.resources import resolve
+
+MAX_PIXELS = 64_000_000
+_JPEG = b"\xff\xd8\xff"
+_OTHER_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
+_ORIENTATION = 0x0112
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used; `reason` is a short name to count by."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+def image_shape(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width of an encoded image as it will be decoded, from its header alone.
+
+    Raises BadSample where the header cannot be read or claims more than `max_pixels`.
+    """
+    try:
+        if data.startswith(_JPEG):
+            height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        else:
+            width, height = _open_other(data).size
+    except Exception as error:  # decoders raise a dozen types on damaged input
+        raise BadSample("undecodable", str(error)) from error
+    if height * width > max_pixels or min(height, width) < 1:
+        raise BadSample("too many pixels", f"{width}x{height}, allowed are {max_pixels}")
+    return (width, height) if _orientation(data) >= 5 else (height, width)
+
+
+def decode_image(data: bytes, min_height: int = 0, min_width: int = 0,
+                 max_pixels: int = MAX_PIXELS) -> UInt8[ndarray, "H W 3"]:
+    """Decode to upright RGB; transparency becomes white.
+
+    A JPEG may come out smaller than it is, by libjpeg's scaled decoding, but not below `min_height` and `min_width`
+    (0: full size). A JPEG that libjpeg refuses is bad: no second decoder rescues it. Raises BadSample.
+    """
+    image_shape(data, max_pixels)
+    orientation = _orientation(data)
+    if orientation >= 5:
+        min_height, min_width = min_width, min_height
+    try:
+        if data.startswith(_JPEG):
+            pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width)
+        else:
+            pixels = _decode_other(data)
+    except Exception as error:  # decoders raise a dozen types on damaged input
+        raise BadSample("undecodable", str(error)) from error
+    return _upright(pixels, orientation)
+
+
+def resize(image: UInt8[ndarray, "H W 3"], size: int) -> UInt8[ndarray, "S S 3"]:
+    """Resize to size x size: area averaging where it shrinks, bilinear where it grows."""
+    if image.shape[:2] == (size, size):
+        return image
+    shrinks = min(image.shape[:2]) > size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def centre_square(image: UInt8[ndarray, "H W 3"]) -> UInt8[ndarray, "S S 3"]:
+    """The largest centred square."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top:top + side, left:left + side]
+
+
+def image_to_pixels(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> UInt8[ndarray, "3 size size"]:
+    """The evaluation preprocessing: decode, centre square, resize. Raises BadSample."""
+    image = centre_square(decode_image(data, size, size, max_pixels))
+    return np.ascontiguousarray(resize(image, size).transpose(2, 0, 1))
+
+
+def caption_class(text: str) -> int:
+    """A stable 63-bit id of a caption's words: case, punctuation and spacing do not count."""
+    normal = unicodedata.normalize("NFKC", text).casefold()
+    words = " ".join(re.findall(r"\w+", normal)) or normal.strip()
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class Tokenizer:
+    """A WordPiece tokenizer (tokenizer.json of Hugging Face `tokenizers`) that pads and cuts to `max_tokens`."""
+
+    def __init__(self, location: str, max_tokens: int) -> None:
+        if not location:
+            raise ValueError("model.text.tokenizer is empty and model.text.init has none beside it: "
+                             "name a folder or file with a tokenizer.json")
+        self.path = _tokenizer_file(resolve(location))
+        self.max_tokens = max_tokens
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(self.path))
+        self.pad_id, self.mask_id = self._id("[PAD]"), self._id("[MASK]")
+        self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.enable_padding(length=max_tokens, pad_id=self.pad_id, pad_token="[PAD]")
+        vocabulary = self._tokenizer.get_vocab()
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.special = np.ones(self.vocab_size, dtype=bool)
+        self.continues_word = np.zeros(self.vocab_size, dtype=bool)
+        for token, index in vocabulary.items():
+            self.special[index] = re.fullmatch(r"\[\w+\]", token) is not None
+            self.continues_word[index] = token.startswith("##")
+        self.ordinary_ids: Int64[ndarray, " V"] = np.flatnonzero(~self.special)
+
+    special: Bool[ndarray, " V"]
+    """Which ids are no words: [CLS], [PAD], [unused7], ..."""
+    continues_word: Bool[ndarray, " V"]
+    """Which ids go on with the word before them (##ing)."""
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Int64[ndarray, "M L"], Int64[ndarray, "M L"]]:
+        """Token ids and attention mask of every text."""
+        encoded = [self._tokenizer.encode(text) for text in texts]
+        shape = (len(encoded), self.max_tokens)
+        ids = np.array([e.ids for e in encoded], dtype=np.int64).reshape(shape)
+        return ids, np.array([e.attention_mask for e in encoded], dtype=np.int64).reshape(shape)
+
+    def _id(self, token: str) -> int:
+        index = self._tokenizer.token_to_id(token)
+        if index is None:
+            raise ValueError(f"{self.path}: the vocabulary has no {token}; a BERT WordPiece tokenizer is needed")
+        return index
+
+
+def _tokenizer_file(path: Path) -> Path:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist: set model.text.tokenizer to a folder with a tokenizer.json")
+    return file
+
+
+def _open_other(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=_OTHER_FORMATS)
+
+
+def _decode_other(data: bytes) -> UInt8[ndarray, "H W 3"]:
+    image = _open_other(data)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _orientation(data: bytes) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
+    if b"Exif\x00\x00" not in data[:4096] and b"eXIf" not in data[:4096]:
+        return 1
+    try:
+        value = Image.open(io.BytesIO(data), formats=("JPEG", *_OTHER_FORMATS)).getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _upright(pixels: UInt8[ndarray, "H W 3"], orientation: int) -> UInt8[ndarray, "H W 3"]:
+    """Undo an EXIF orientation (Exif 2.3, tag 274)."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,59 @@
+"""Decode and augment one image: random resized crop and mirroring, by a generator that the caller keys."""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from ashnets.processing import centre_square, decode_image, image_shape, resize
+
+_SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
+
+
+def training_pixels(data: bytes, captions: Sequence[str], size: int, crop_scale: float, flip: bool, max_pixels: int,
+                    random: np.random.Generator) -> UInt8[ndarray, "3 size size"]:
+    """Decode, crop at random (`crop_scale` 1: centre square), resize, mirror with probability one half.
+
+    An image with a caption that speaks of left or right is never mirrored. Raises BadSample.
+    """
+    height, width = image_shape(data, max_pixels)
+    if crop_scale == 1:
+        image = centre_square(decode_image(data, size, size, max_pixels))
+    else:
+        image = _random_crop(data, height, width, size, crop_scale, max_pixels, random)
+    image = resize(image, size)
+    mirror = random.random() < 0.5
+    if flip and mirror and not any(_SIDES.search(caption) for caption in captions):
+        image = cv2.flip(image, 1)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))
+
+
+def crop_box(height: int, width: int, scale: float, random: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop: area share in [scale, 1], aspect ratio log-uniform in [3/4, 4/3].
+
+    As torchvision's RandomResizedCrop: after ten misfits the largest centred crop within those ratios.
+    """
+    for _ in range(10):
+        area = height * width * random.uniform(scale, 1)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w
+    h, w = min(height, round(width / (3 / 4))), min(width, round(height * (4 / 3)))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _random_crop(data: bytes, height: int, width: int, size: int, scale: float, max_pixels: int,
+                 random: np.random.Generator) -> UInt8[ndarray, "h w 3"]:
+    """The crop, decoded no larger than `size` needs: libjpeg scales large images down while it decodes."""
+    top, left, h, w = crop_box(height, width, scale, random)
+    needed = min(1.0, max(size / h, size / w))
+    image = decode_image(data, math.ceil(height * needed), math.ceil(width * needed), max_pixels)
+    y, x = image.shape[0] / height, image.shape[1] / width
+    top, left = math.floor(top * y), math.floor(left * x)
+    return image[top:top + max(1, round(h * y)), left:left + max(1, round(w * x))]

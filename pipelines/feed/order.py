@@ -1,0 +1,140 @@
+"""The global order of groups as pure functions: which group stands at a position, and which worker trains on it.
+
+The stream is endless: epoch after epoch without a seam. Inside an epoch the Parquet row groups are permuted, cut into
+windows of W row groups, and the groups of a window are permuted, all by (seed, epoch) alone. Nothing here depends on
+the number of workers, so any sequence of worlds and cut points sees the same stream.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+
+def generator(purpose: str, *key: int | str) -> np.random.Generator:
+    """A random generator that depends on `purpose` and `key` alone, on every machine and in every process."""
+    text = "\x00".join([purpose, *(f"{type(part).__name__}:{part}" for part in key)])
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+
+@dataclass(frozen=True)
+class WindowSlice:
+    """Positions [start, stop) of the stream, all inside window `window` of `epoch`."""
+
+    epoch: int
+    window: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class GroupReference:
+    """Where a group lies: row `row` of row group `row_group` (an index into the store's list), and its epoch."""
+
+    epoch: int
+    row_group: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a grouped store whose row groups hold `sizes` groups each."""
+
+    sizes: tuple[int, ...]
+    window: int
+    seed: int
+    groups: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        groups = sum(self.sizes)
+        if groups == 0:
+            raise ValueError("the grouped store holds no group: build the groups again")
+        if self.window < 1:
+            raise ValueError(f"feed.window={self.window} is not allowed: at least 1 row group")
+        object.__setattr__(self, "groups", groups)
+
+    def epoch_of(self, position: int) -> int:
+        """The epoch that position belongs to."""
+        return position // self.groups
+
+    def row_groups(self, epoch: int, window: int) -> Int64[ndarray, " W"]:
+        """The row groups of one window, in the epoch's order."""
+        shuffled, _ = _epoch_plan(self, epoch)
+        return shuffled[window * self.window:(window + 1) * self.window]
+
+    def rows(self, epoch: int, window: int) -> Int64[ndarray, "R 2"]:
+        """The (row group, row) of every group of one window, in stream order."""
+        members = self.row_groups(epoch, window)
+        sizes = np.asarray(self.sizes, dtype=np.int64)[members]
+        row = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
+        pairs = np.stack([np.repeat(members, sizes), row], axis=1)
+        return pairs[generator("groups of a window", self.seed, epoch, window).permutation(len(pairs))]
+
+    def window_slices(self, start: int, stop: int) -> Iterator[WindowSlice]:
+        """The windows that hold the positions [start, stop), in order, cut to them."""
+        while start < stop:
+            epoch, offset = divmod(start, self.groups)
+            _, bounds = _epoch_plan(self, epoch)
+            window = int(np.searchsorted(bounds, offset, side="right")) - 1
+            end = min(stop, epoch * self.groups + int(bounds[window + 1]))
+            yield WindowSlice(epoch, window, start, end)
+            start = end
+
+    def window_start(self, epoch: int, window: int) -> int:
+        """The position of the first group of a window."""
+        return epoch * self.groups + int(_epoch_plan(self, epoch)[1][window])
+
+    def slice_rows(self, part: WindowSlice) -> Int64[ndarray, "R 2"]:
+        """The (row group, row) of the groups at positions [part.start, part.stop)."""
+        first = self.window_start(part.epoch, part.window)
+        return self.rows(part.epoch, part.window)[part.start - first:part.stop - first]
+
+    def reference(self, position: int) -> GroupReference:
+        """The group at a position of the stream."""
+        part = next(self.window_slices(position, position + 1))
+        row_group, row = self.slice_rows(part)[0]
+        return GroupReference(part.epoch, int(row_group), int(row))
+
+
+@lru_cache(maxsize=4)
+def _epoch_plan(order: Order, epoch: int) -> tuple[Int64[ndarray, " R"], Int64[ndarray, " W+1"]]:
+    """The epoch's permutation of row groups, and the offsets in the epoch where its windows start (and the end).
+
+    A window without a group (empty row groups only) has no extent and is never the one that a position falls into.
+    """
+    shuffled = generator("row groups", order.seed, epoch).permutation(len(order.sizes)).astype(np.int64)
+    sizes = np.asarray(order.sizes, dtype=np.int64)[shuffled]
+    per_window = np.add.reduceat(sizes, np.arange(0, len(sizes), order.window))
+    return shuffled, np.concatenate([[0], np.cumsum(per_window)]).astype(np.int64)
+
+
+def rounds(atoms_per_step: int, world: int) -> int:
+    """Micro-batches that every rank runs in one optimizer step."""
+    return -(-atoms_per_step // world)
+
+
+def slots(rank: int, world: int, atoms_per_step: int) -> list[int]:
+    """The slots of a step that `rank` runs, in order; slot >= atoms_per_step is padding of weight 0."""
+    return [r * world + rank for r in range(rounds(atoms_per_step, world))]
+
+
+def atoms(step: int, rank: int, world: int, atoms_per_step: int) -> list[int | None]:
+    """The atoms (their indices in the stream) that `rank` runs at `step`, in order; None is padding."""
+    return [step * atoms_per_step + slot if slot < atoms_per_step else None
+            for slot in slots(rank, world, atoms_per_step)]
+
+
+def with_padding(start: int, stop: int, step_groups: int, padding: int) -> Int64[ndarray, " R"]:
+    """The positions [start, stop) with `padding` times -1 behind the last position of every step.
+
+    The row number in this padded stream tells the rank: rows are cut into atoms, atom c goes to rank c mod world.
+    """
+    positions = np.arange(start, stop, dtype=np.int64)
+    ends = np.flatnonzero((positions + 1) % step_groups == 0) + 1
+    return np.insert(positions, np.repeat(ends, padding), -1)

@@ -1,0 +1,82 @@
+"""FeedPlan: everything the feed needs to know, frozen and picklable (no torch or ray import)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ashnets.processing import Tokenizer
+from pipelines.config import FeedConfig, PretrainConfig
+from pipelines.feed.order import Order, rounds
+from pipelines.grouping.materialise import GroupedStore
+
+
+@dataclass(frozen=True)
+class FeedPlan:
+    """What is read, in which order, and what becomes of it; a pure function of it gives every micro-batch."""
+
+    groups_path: str
+    """Folder of the grouped store."""
+    seed: int
+    """Seed of order, augmentation and masks."""
+    feed: FeedConfig
+    """Window, image size, captions, augmentation."""
+    tokenizer: str
+    """Folder or file of the tokenizer."""
+    max_tokens: int
+    """L: tokens of a caption."""
+    mask_rate: float
+    """Share of tokens that MLM predicts."""
+    whole_word: bool
+    """Mask all pieces of a word together."""
+    groups_per_atom: int
+    """Groups of a micro-batch."""
+    atoms_per_step: int
+    """Micro-batches of an optimizer step, whatever the number of workers."""
+    max_pixels: int = 64_000_000
+    """Images of more pixels count as bad."""
+
+    @property
+    def step_groups(self) -> int:
+        """Groups of one optimizer step."""
+        return self.groups_per_atom * self.atoms_per_step
+
+    def padding_groups(self, world: int) -> int:
+        """Rows of weight 0 behind every step, so that each of `world` ranks runs equally many micro-batches."""
+        return (rounds(self.atoms_per_step, world) * world - self.atoms_per_step) * self.groups_per_atom
+
+    def store(self) -> GroupedStore:
+        """The grouped store, opened once a process."""
+        return _open_store(self.groups_path)
+
+    def order(self) -> Order:
+        """The global order of its groups."""
+        return _order(self.groups_path, self.feed.window, self.seed)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer, loaded once a process."""
+        return _load_tokenizer(self.tokenizer, self.max_tokens)
+
+
+def feed_plan(config: PretrainConfig, groups_path: str) -> FeedPlan:
+    """The plan of a pre-training configuration over the grouped store at `groups_path`."""
+    text = config.model.text
+    return FeedPlan(groups_path=str(groups_path), seed=config.run.seed, feed=config.feed,
+                    tokenizer=text.tokenizer or ("" if text.init == "none" else text.init),
+                    max_tokens=text.max_tokens, mask_rate=config.tasks.mlm.mask_rate,
+                    whole_word=config.tasks.mlm.whole_word, groups_per_atom=config.train.groups_per_atom,
+                    atoms_per_step=config.train.atoms_per_step, max_pixels=config.data.max_pixels)
+
+
+@lru_cache(maxsize=2)
+def _open_store(path: str) -> GroupedStore:
+    return GroupedStore.open(path)
+
+
+@lru_cache(maxsize=2)
+def _order(path: str, window: int, seed: int) -> Order:
+    return Order(tuple(rows for _, _, rows in _open_store(path).row_groups), window, seed)
+
+
+@lru_cache(maxsize=2)
+def _load_tokenizer(location: str, max_tokens: int) -> Tokenizer:
+    return Tokenizer(location, max_tokens)

@@ -1,0 +1,91 @@
+"""The feed on Ray Data: plan -> one pipeline -> split to the workers, in one global order.
+
+Four settings keep the order: `preserve_order`, no limit on block sizes, strict repartition, whole blocks in
+`map_batches`. Ray documents no order behind its splitter, so every worker asserts the position of every block.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import ray.train
+from ray.data import DataIterator, Dataset, TaskPoolStrategy
+
+from pipelines.feed.batches import BatchIterator
+from pipelines.feed.order import rounds
+from pipelines.feed.plan import FeedPlan
+from pipelines.feed.source import GroupedStream
+from pipelines.feed.transform import transform_block
+
+READ_CPUS = 0.25
+"""Reading waits for storage most of its time."""
+TRANSFORM_CPUS = 0.5
+"""So that a machine with one CPU left for the feed still decodes two blocks at once."""
+WINDOWS_AHEAD = 2
+"""Windows that are read at the same time; a window is held in memory whole."""
+
+
+def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) -> Dataset:
+    """The pipeline of steps [start_step, stop_step) for `world` ranks: block c is rank c mod world's."""
+    source = GroupedStream(plan, start_step, stop_step, world)
+    stream = ray.data.read_datasource(source, override_num_blocks=source.num_windows(), num_cpus=READ_CPUS,
+                                      compute=TaskPoolStrategy(size=WINDOWS_AHEAD))
+    context = stream.context
+    context.target_max_block_size = None
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    stream = stream.repartition(target_num_rows_per_block=plan.groups_per_atom, strict=True)
+    stream = stream.map_batches(transform_block, fn_kwargs={"plan": plan}, batch_size=None, batch_format="pyarrow",
+                                zero_copy_batch=True, num_cpus=TRANSFORM_CPUS)
+    stream.set_name("train")
+    return stream
+
+
+class FeedDataConfig(ray.train.DataConfig):
+    """Ray Train's data configuration: builds the stream anew at every start of the worker group.
+
+    `start_step` is called then, and gives the step that the group will resume from. The datasets that the trainer
+    was given only lend their names.
+    """
+
+    def __init__(self, plan: FeedPlan, start_step: Callable[[], int], stop_step: int) -> None:
+        super().__init__()
+        self._plan = plan
+        self._start_step = start_step
+        self._stop_step = stop_step
+
+    def configure(self, datasets: dict[str, Dataset], world_size: int, worker_handles: list[Any] | None,
+                  worker_node_ids: list[str] | None, **kwargs: Any) -> list[dict[str, DataIterator]]:
+        """One iterator a rank and name."""
+        output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name in datasets:
+            stream = build_stream(self._plan, self._start_step(), self._stop_step, world_size)
+            for rank, part in enumerate(stream.streaming_split(world_size, equal=False)):
+                output[rank][name] = part
+        return output
+
+
+def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, world: int) -> BatchIterator:
+    """Inside a Ray Train worker: the micro-batches of `rank` at steps [start_step, stop_step).
+
+    Raises RuntimeError where Ray Data delivers anything else than the global order, or too little of it.
+    """
+    def blocks() -> Iterator[pa.Table]:
+        if start_step < stop_step:
+            yield from whole_blocks(ray.train.get_dataset_shard("train"), plan, start_step, stop_step, world)
+
+    return BatchIterator(blocks(), plan, start_step, rank, world)
+
+
+def whole_blocks(shard: DataIterator, plan: FeedPlan, start_step: int, stop_step: int,
+                 world: int) -> Iterator[pa.Table]:
+    """The blocks of one rank's shard as they are; RuntimeError where their number is not the plan's."""
+    expected = (stop_step - start_step) * rounds(plan.atoms_per_step, world)
+    count = 0
+    for block in shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+        count += 1
+        yield block
+    if count != expected:
+        raise RuntimeError(f"feed: Ray Data delivered {count} micro-batches, the plan has {expected}")

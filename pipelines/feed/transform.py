@@ -1,0 +1,134 @@
+"""Rows of the stream to arrays: decode, augment, draw captions, tokenise, mask (no torch; runs in Ray Data's tasks).
+
+What becomes of a sample depends on (seed, epoch, sample id) alone, so it is the same on any machine and after any
+restart. A bad sample never raises: it is replaced by a mate of its group with weight 0, since a blank image would
+pollute tdBN's statistics and the membranes of its followers.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from ashnets.processing import BadSample, Tokenizer, caption_class
+from pipelines.feed.augment import training_pixels
+from pipelines.feed.masking import mask_tokens
+from pipelines.feed.order import generator
+from pipelines.feed.plan import FeedPlan
+
+BLANK_CLASS = -1
+ARRAYS = {"pixels": np.uint8, "input_ids": np.int64, "attention_mask": np.int64, "mlm_input_ids": np.int64,
+          "mlm_labels": np.int64, "image_class": np.int64, "caption_class": np.int64, "weight": np.float32}
+"""The array columns of a transformed block: one fixed-size binary value a group, of this type of number."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One member of a group, ready for the model but for its tokens."""
+
+    sample_id: str
+    pixels: UInt8[ndarray, "3 S S"]
+    captions: tuple[str, ...]
+    image_class: int
+    weight: float
+
+
+def transform_block(block: pa.Table, plan: FeedPlan) -> pa.Table:
+    """Raw rows (see pipelines/feed/source.py) to array columns; one row stays one group."""
+    cv2.setNumThreads(1)
+    tokenizer, size = plan.load_tokenizer(), plan.store().size
+    groups, bad = [], []
+    for row in block.to_pylist():
+        samples, reasons = group_samples(row, plan, size)
+        groups.append(_group_arrays(samples, row["epoch"], plan, tokenizer))
+        bad.append(reasons)
+    columns = {name: block[name] for name in ("position", "epoch", "group_id")}
+    columns["sample_ids"] = pa.array([g["sample_ids"] for g in groups], pa.list_(pa.string()))
+    columns["bad"] = pa.array(bad, pa.list_(pa.string()))
+    for name, kind in ARRAYS.items():
+        columns[name] = _binary_column(np.stack([g[name] for g in groups]).astype(kind, copy=False))
+    return pa.table(columns)
+
+
+def group_samples(row: dict[str, Any], plan: FeedPlan, size: int) -> tuple[list[Sample], list[str]]:
+    """The `size` members of one group in this epoch's order, and the reasons of those that were bad."""
+    if row["position"] < 0:
+        return [_blank(plan)] * size, []
+    order = generator("members of a group", plan.seed, row["epoch"], row["group_id"]).permutation(size)
+    samples: list[Sample | None] = []
+    reasons = []
+    for member in order:
+        try:
+            samples.append(_sample(row, int(member), plan))
+        except BadSample as error:
+            samples.append(None)
+            reasons.append(error.reason)
+    return [sample or _mate(samples, i, plan) for i, sample in enumerate(samples)], reasons
+
+
+def _sample(row: dict[str, Any], member: int, plan: FeedPlan) -> Sample:
+    sample_id, captions = row["sample_ids"][member], row["captions"][member]
+    if not captions:
+        raise BadSample("no caption", sample_id)
+    feed, key = plan.feed, (plan.seed, row["epoch"], sample_id)
+    pixels = training_pixels(row["images"][member], captions, feed.image_size, feed.crop_scale, feed.flip,
+                             plan.max_pixels, generator("augmentation", *key))
+    draw = generator("captions", *key).choice(len(captions), feed.captions, replace=len(captions) < feed.captions)
+    return Sample(sample_id, pixels, tuple(captions[i] for i in draw), row["image_classes"][member],
+                  float(row["real"][member]))
+
+
+def _mate(samples: list[Sample | None], index: int, plan: FeedPlan) -> Sample:
+    """The next good member of the group, with weight 0."""
+    for step in range(1, len(samples)):
+        mate = samples[(index + step) % len(samples)]
+        if mate is not None:
+            return replace(mate, weight=0.0)
+    return _blank(plan)
+
+
+def _blank(plan: FeedPlan) -> Sample:
+    """A grey image without words, of weight 0: padding, and groups without one good member."""
+    pixels = np.full((3, plan.feed.image_size, plan.feed.image_size), 128, dtype=np.uint8)
+    return Sample("", pixels, ("",) * plan.feed.captions, BLANK_CLASS, 0.0)
+
+
+def _group_arrays(samples: list[Sample], epoch: int, plan: FeedPlan, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The array columns of one group, and its sample ids."""
+    captions = [caption for sample in samples for caption in sample.captions]
+    ids, attended = tokenizer(captions)
+    masked_ids, labels = np.empty_like(ids), np.empty_like(ids)
+    for i in range(len(captions)):
+        sample, k = samples[i // plan.feed.captions], i % plan.feed.captions
+        random = generator("mlm", plan.seed, epoch, sample.sample_id, k)
+        masked_ids[i], labels[i] = mask_tokens(ids[i], attended[i], tokenizer, plan.mask_rate, plan.whole_word, random)
+    return {
+        "sample_ids": [sample.sample_id for sample in samples],
+        "pixels": np.stack([sample.pixels for sample in samples]),
+        "input_ids": ids, "attention_mask": attended, "mlm_input_ids": masked_ids, "mlm_labels": labels,
+        "image_class": np.array([sample.image_class for sample in samples], dtype=np.int64),
+        "caption_class": np.array([caption_class(caption) for caption in captions], dtype=np.int64),
+        "weight": np.array([sample.weight for sample in samples], dtype=np.float32),
+    }
+
+
+def _binary_column(values: ndarray) -> pa.FixedSizeBinaryArray:
+    """One fixed-size binary value a row, without a copy."""
+    values = np.ascontiguousarray(values)
+    width = values.nbytes // len(values)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values)])
+
+
+def array_column(block: pa.Table, name: str) -> ndarray:
+    """The numbers of an array column [rows, numbers of a row], without a copy where the block is in one piece."""
+    column = block[name].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks)
+    width = column.type.byte_width
+    values = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
+    return values.view(ARRAYS[name]).reshape(len(column), -1)
