@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+from typing import Any
 
 from cluster.paths import REPOSITORY, is_unpacked_upload
 
@@ -22,6 +22,8 @@ PRIVATE = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"
 def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     """Connect this process to Ray, once; a second call changes nothing.
 
+    What the workers print stays in Ray's own logs (/tmp/ray/session_latest/logs); RAY_LOG_TO_DRIVER=1 shows it here.
+
     Args:
         cpus: CPUs of the private cluster; None: all that this machine gives us.
         gpus: GPUs of the private cluster; None: all of them.
@@ -36,15 +38,18 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
 
     if ray.is_initialized():
         return
+    quiet: dict[str, Any] = {
+        "logging_level": logging.WARNING, "log_to_driver": os.environ.get("RAY_LOG_TO_DRIVER", "0") == "1",
+    }
     if os.environ.get("RAY_ADDRESS"):
         here = {} if is_unpacked_upload() else {"env_vars": {"PYTHONPATH": str(REPOSITORY)}}
-        ray.init(logging_level=logging.WARNING, runtime_env=here)
+        ray.init(runtime_env=here, **quiet)
     else:
         # Ray replaces 127.0.0.1 by an outward address unless this says that no cluster is wanted; set here as well
         # as in the environment for a caller that has imported ray already.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
         ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
-                 _node_ip_address="127.0.0.1", logging_level=logging.WARNING)
+                 _node_ip_address="127.0.0.1", **quiet)
     _quiet_ray_data()
 
 
@@ -56,10 +61,11 @@ def _let_children_import_us() -> None:
 
 
 def _quiet_ray_data() -> None:
-    """Keep Ray Data to warnings, and to its progress bars only on a terminal."""
+    """Keep Ray Data to warnings and without bars: progress is ours to report."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.use_datasource_v2 = os.environ["RAY_DATA_USE_DATASOURCE_V2"] == "1"
-    context.enable_progress_bars = sys.stdout.isatty()
+    context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns of the missing bars

@@ -114,7 +114,8 @@ def help_text(root: type[Any], description: str, defaults_file: Path | None) -> 
              "  --config FILE    read a YAML file in place of the defaults file; assignments lie above it",
              "  --print-config   print the configuration that would run, as YAML, and exit",
              "  --help           print this text and exit", "",
-             "exit codes: 0 success, 2 a mistake of yours (one line says which), 75 preempted (run it again), 1 else", "",
+             "exit codes: 0 success, 2 a mistake of yours (one line says which), 75 preempted (run it again), 1 else",
+             "",
              f"keys, with their defaults ({where}):"]
     for field in schema.values():
         if field.is_section:
