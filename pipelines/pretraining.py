@@ -6,11 +6,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.connection import connected
+from cluster.connection import connect
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.resume import check_resumable, save_config
+from pipelines.training.job import TrainingJob
 from pipelines.training.lease import Lease
 
 
@@ -34,8 +35,8 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
         return
     with Lease(run, takeover=config.run.takeover) as lease:
         save_config(replace(config, run=replace(config.run, takeover=False)), run)
-        with connected():
-            _launch(config, run, store, root, lease.attempt)
+        connect()
+        _launch(config, run, store, root, lease.attempt)
 
 
 def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
@@ -79,3 +80,14 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, att
     print("evaluation: held-out data, from rest", flush=True)
     summary = write_summary(job)
     print_summary(run, summary)
+
+
+def make_job(config: PretrainConfig, run: Path, attempt: int, store: Path, version: int, groups_path: Path, groups: int,
+             device: str) -> TrainingJob:
+    """What the workers train: the steps of an epoch follow from the groups where the configuration counts epochs."""
+    from pipelines.feed.plan import feed_plan
+    train = config.train
+    plan = feed_plan(config, str(groups_path))
+    schedule = train.schedule_steps or math.ceil(train.epochs * groups / plan.step_groups)
+    return TrainingJob(config=config, run=run, attempt=attempt, plan=plan, store=store, store_version=version,
+                       groups=groups, schedule_steps=schedule, stop_step=stop_step(config, schedule), device=device)

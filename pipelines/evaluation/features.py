@@ -25,7 +25,6 @@ class Features:
     text_feature: Float[Tensor, "C Dt"]
     own: Int64[Tensor, "O"]
     tokens: Float[Tensor, "O N D"]
-    concrete: Float[Tensor, "O N D"]
     rate: Float[Tensor, "O N D"] | None
     grid: tuple[int, int]
     firing_rates: dict[str, float]
@@ -54,12 +53,12 @@ def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: to
         visual = model.model.encode_image(pixels.to(device))
         grid = visual.grid
         columns["own"].append(indices)
-        columns["image"].append(model.itc.embed_image(visual.tokens).float().cpu())
+        columns["image"].append(model.embed_image(visual.tokens).float().cpu())
         columns["tokens"].append(visual.tokens.float().cpu())
-        columns["concrete"].append(visual.concrete.float().cpu())
         if visual.abstract is not None and visual.rate is not None:
             columns["rate"].append(visual.rate.float().cpu())
-            columns["abstract"].append(model.stua.embed_abstract(visual.abstract).float().cpu())
+            if model.stua is not None:
+                columns["abstract"].append(model.stua.embed_abstract(visual.abstract).float().cpu())
             for name, rate in model.model.firing_rates().items():
                 rates[name] += float(rate) * len(indices)
     own = torch.cat(columns["own"])
@@ -70,7 +69,7 @@ def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: to
         text=gather_rows(captions, texts, len(split.captions)),
         abstract=gather_rows(own, torch.cat(columns["abstract"]), len(split)) if columns["abstract"] else None,
         text_feature=gather_rows(captions, features, len(split.captions)),
-        own=own, tokens=torch.cat(columns["tokens"]), concrete=torch.cat(columns["concrete"]),
+        own=own, tokens=torch.cat(columns["tokens"]),
         rate=torch.cat(columns["rate"]) if columns["rate"] else None, grid=grid,
         firing_rates={name: total / len(own) for name, total in rates.items()})
 
@@ -82,6 +81,6 @@ def _encode_texts(model: PretrainingModel, split: HeldOutSplit, device: torch.de
     for at in range(0, len(ids), TEXT_BATCH):
         pooled = model.model.encode_text(ids[at:at + TEXT_BATCH].to(device),
                                          masks[at:at + TEXT_BATCH].to(device)).pooled
-        embeddings.append(model.itc.embed_text(pooled).float().cpu())
+        embeddings.append(model.embed_text(pooled).float().cpu())
         features.append(torch.nn.functional.normalize(pooled.float(), dim=-1).cpu())
     return torch.cat(embeddings), torch.cat(features)

@@ -97,6 +97,24 @@ class Engine:
         """Count the micro-batch; on the last one of the step apply the gradients."""
         self._engine.step()
 
+    @torch.no_grad()
+    def remember(self, outputs: list[PretrainingOutput]) -> None:
+        """Bring memory and dictionary up to date with all ranks' real micro-batches, in position order.
+
+        `outputs` are this rank's, padding included; turn t of rank r is the step's micro-batch t * world size + r.
+        """
+        slots: list[dict[str, Tensor]] = [{} for _ in range(self.rounds * self._world_size)]
+        for turn, output in enumerate(outputs):
+            for name, value in output.updates.items():
+                parts = [torch.empty_like(value) for _ in range(self._world_size)]
+                if self._world_size > 1:
+                    dist.all_gather(parts, value.contiguous())
+                else:
+                    parts = [value]
+                for rank, part in enumerate(parts):
+                    slots[turn * self._world_size + rank][name] = part
+        self.model.after_step(slots[:self._train.atoms_per_step])
+
     def gradient_norm(self) -> float:
         """Global gradient norm of the last step, before clipping."""
         return float(self._engine.get_global_grad_norm() or 0.0)

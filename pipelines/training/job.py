@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config import PretrainConfig
-from pipelines.feed.batches import FeedPlan
+from pipelines.feed.plan import FeedPlan
 
 
 @dataclass(frozen=True)

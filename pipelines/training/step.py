@@ -71,7 +71,7 @@ def run_step(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, st
         raise NonFinite(f"step {step}: the loss is {means['loss']}; the step was not applied ({means})")
     engine.step()
     engine.statistics.end_step()
-    engine.remember(outputs, real)
+    engine.remember(outputs)
     grad_norm = engine.gradient_norm()
     if not math.isfinite(grad_norm):
         raise NonFinite(f"step {step}: the gradient norm is {grad_norm}; resume from the last checkpoint")

@@ -9,10 +9,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from ashnets.model import ASHNet
 from ashnets.running_statistics import recalibrate
-from ashnets.tasks.pretraining import PretrainingModel
-from pipelines.config import PretrainConfig
 from pipelines.evaluation.held_out import HeldOut
 from pipelines.feed.batches import local_batches
 from pipelines.feed.stream import train_batches
@@ -20,16 +17,10 @@ from pipelines.training import checkpoint
 from pipelines.training.engine import Engine, sum_over_ranks
 from pipelines.training.job import TrainingJob
 from pipelines.training.loop import train
-from pipelines.training.randomness import derive
-from pipelines.training.run_directory import supersede
+from pipelines.training.model import build_model
+from pipelines.training.run_directory import LineWriter, supersede
 
 RECALIBRATION_ATOMS = 8
-
-
-def build_model(config: PretrainConfig) -> PretrainingModel:
-    """The pre-training model with its initial weights, the same on every rank and in every launch."""
-    torch.manual_seed(derive(config.run.seed, "weights"))
-    return PretrainingModel(ASHNet(config.model), config.tasks)
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:
@@ -47,11 +38,18 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
         start_step, seconds = found[1].step, found[1].seconds
     if rank == 0:
         supersede(job.run, start_step)
+        starts = LineWriter(job.run / "starts.jsonl")
+        starts.write({"attempt": job.attempt, "step": start_step, "world_size": world})
+        starts.close()
     dist.barrier()
     held_out = HeldOut(job.config, job.store, job.store_version, device)
     engine.model.train()
     batches = train_batches(job.plan, start_step, job.stop_step, rank, world)
     train(engine, batches, job, held_out, start_step, seconds, rank, world)
+    if batches.bad:
+        counts = LineWriter(job.run / "bad_samples" / f"rank-{rank}.jsonl")
+        counts.write({"attempt": job.attempt, "bad": dict(batches.bad)})
+        counts.close()
     export(engine, job, rank, world)
 
 

@@ -1,0 +1,112 @@
+"""What the fusion understands of held-out pairs: ITM, MLM and MVM by their meaning, with totals that ranks can add."""
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ashnets.model import VisualFeatures
+from ashnets.processing import Tokenizer
+from ashnets.tasks.itm import correct_matches
+from ashnets.tasks.mlm import IGNORED
+from ashnets.tasks.mvm import explained
+from ashnets.tasks.pretraining import PretrainingModel
+from pipelines.evaluation.features import Features
+from pipelines.evaluation.split import HeldOutSplit
+from pipelines.feed.masking import mask_tokens
+from pipelines.feed.order import generator
+
+SEED = 7
+"""Seed of the evaluation's own draws: negatives, masks."""
+
+
+def wrong_texts(split: HeldOutSplit, own: Int64[Tensor, "O"], similarity: Float[Tensor, "O C"]
+                ) -> tuple[Int64[Tensor, "O"], Int64[Tensor, "O"]]:
+    """For each image a random wrong caption, and the wrong caption that ITC finds most similar.
+
+    A caption is wrong where neither its picture nor its words are the image's.
+    """
+    right_class = torch.stack([split.image_class[split.image_of_caption] == split.image_class[i] for i in own.tolist()])
+    same_words = torch.stack([torch.isin(split.caption_class, split.caption_class[row]) for row in right_class])
+    allowed = ~(right_class | same_words)
+    noise = torch.rand(split.image_of_caption.shape[0], generator=torch.Generator().manual_seed(SEED))
+    drawn = torch.stack([noise.roll(int(i)) for i in own.tolist()])
+    return drawn.masked_fill(~allowed, -1).argmax(1), similarity.masked_fill(~allowed, -torch.inf).argmax(1)
+
+
+@torch.no_grad()
+def pair_totals(model: PretrainingModel, split: HeldOutSplit, features: Features, tokenizer: Tokenizer,
+                mask_rate: float, batch: int, device: torch.device) -> Counter[str]:
+    """Counts and sums over this rank's images, each with its first caption, for `pair_metrics`."""
+    totals: Counter[str] = Counter()
+    random_text, hard_text = wrong_texts(split, features.own, features.image[features.own] @ features.text.T)
+    true_text = split.first_caption[features.own]
+    other_image = torch.arange(len(features.own)).roll(1)
+    for at in range(0, len(features.own), batch):
+        rows = slice(at, at + batch)
+        tokens = features.tokens[rows].to(device)
+        if model.itm is not None:
+            for name, texts, matched in (("true", true_text, True), ("random", random_text, False),
+                                         ("hard", hard_text, False)):
+                ids, attention = split.input_ids[texts[rows]].to(device), split.attention_mask[texts[rows]].to(device)
+                logits = model.match(model.model.fuse(ids, attention, tokens, None), attention)
+                totals[f"itm/{name}"] += float(correct_matches(logits, matched).sum())
+            totals["pairs"] += len(tokens)
+        if model.mlm is not None:
+            _add_mlm(totals, model, split, true_text[rows], tokens,
+                     features.tokens[other_image[rows]].to(device), tokenizer, mask_rate)
+        if model.mvm is not None:
+            _add_mvm(totals, model, split, features, rows, true_text[rows], device)
+    return totals
+
+
+def _add_mlm(totals: Counter[str], model: PretrainingModel, split: HeldOutSplit, texts: Int64[Tensor, "B"],
+             right: Float[Tensor, "B N D"], wrong: Float[Tensor, "B N D"], tokenizer: Tokenizer,
+             mask_rate: float) -> None:
+    assert model.mlm is not None
+    masked = [mask_tokens(split.input_ids[t].numpy(), split.attention_mask[t].numpy(), tokenizer, mask_rate, False,
+                          generator("held-out masks", SEED, t)) for t in texts.tolist()]
+    ids = torch.stack([torch.from_numpy(m[0]) for m in masked]).to(right.device)
+    labels = torch.stack([torch.from_numpy(m[1]) for m in masked]).to(right.device)
+    attention = split.attention_mask[texts].to(right.device)
+    for name, tokens in (("right", right), ("wrong", wrong)):
+        states = model.model.fuse(ids, attention, tokens, None).text
+        totals[f"mlm/{name}"] += float(model.mlm.correct_words(states, labels).sum())
+    totals["mlm/words"] += float((labels != IGNORED).sum())
+
+
+def _add_mvm(totals: Counter[str], model: PretrainingModel, split: HeldOutSplit, features: Features, rows: slice,
+             texts: Int64[Tensor, "B"], device: torch.device) -> None:
+    """Losses of masked tokens, and the targets' sums, of which the best constant prediction is made."""
+    assert model.mvm is not None
+    tokens = features.tokens[rows].to(device)
+    rate = None if features.rate is None else features.rate[rows].to(device)
+    targets = model.mvm.targets(VisualFeatures(concrete=tokens, abstract=None, rate=rate, tokens=tokens,
+                                               grid=features.grid))
+    mask = model.mvm.mask(targets, features.grid, torch.Generator().manual_seed(SEED + rows.start))
+    fused = model.model.fuse(split.input_ids[texts].to(device), split.attention_mask[texts].to(device),
+                             tokens, mask)
+    losses = model.mvm.token_losses(fused.visual[mask], targets[mask])
+    totals["mvm/loss"] += float(losses.double().sum())
+    totals["mvm/tokens"] += len(losses)
+    for unit, value in enumerate(model.mvm.frequencies(targets[mask]).tolist()):
+        totals[f"mvm/frequency/{unit}"] += value
+
+
+def pair_metrics(model: PretrainingModel, totals: Counter[str]) -> dict[str, float]:
+    """Accuracies from summed totals; a decision about a pair counts half true pairs, half wrong ones."""
+    metrics: dict[str, float] = {}
+    if totals["pairs"]:
+        for name in ("random", "hard"):
+            metrics[f"itm/accuracy_{name}"] = (totals["itm/true"] + totals[f"itm/{name}"]) / (2 * totals["pairs"])
+    if totals["mlm/words"]:
+        for name in ("right", "wrong"):
+            metrics[f"mlm/accuracy_{name}_image"] = totals[f"mlm/{name}"] / totals["mlm/words"]
+    if totals["mvm/tokens"] and model.mvm is not None:
+        units = sum(key.startswith("mvm/frequency/") for key in totals)
+        frequencies = torch.tensor([totals[f"mvm/frequency/{unit}"] for unit in range(units)])
+        reference = model.mvm.reference(frequencies, totals["mvm/tokens"])
+        metrics["mvm/explained"] = explained(totals["mvm/loss"] / totals["mvm/tokens"], reference)
+    return metrics
