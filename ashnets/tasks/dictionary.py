@@ -1,19 +1,16 @@
 """Masked vision modelling on SOHO's visual dictionary: predicts the entry that masked tokens belong to."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ashnets.config import MVMConfig
+from ashnets.metrics.explained import entry_share_loss
+from ashnets.model import VisualFeatures
 from ashnets.tasks.contrast import weighted_mean
 from ashnets.tasks.mvm import prediction_head
-
-if TYPE_CHECKING:
-    from ashnets.model import VisualFeatures
 
 LOGIT_TEMPERATURE = 0.07
 
@@ -67,13 +64,12 @@ class DictionaryMVM(nn.Module):
         return weighted_mean(self.token_losses(states[mask], targets[mask]), weight[:, None].expand_as(mask)[mask])
 
     def frequencies(self, targets: Int64[Tensor, "P"]) -> Float[Tensor, "S"]:
-        """How often each entry occurs: what the best constant prediction is made of."""
+        """How often each entry occurs, what the best constant prediction is made of (see metrics.explained)."""
         return torch.bincount(targets, minlength=len(self.sums)).double()
 
-    @staticmethod
-    def reference(frequencies: Float[Tensor, "S"], tokens: float) -> float:
-        """Loss of predicting every entry by its share of `tokens` tokens: the entropy of the entries."""
-        return float(torch.special.entr(frequencies.double() / tokens).sum())
+    def reference(self, shares: Float[Tensor, "S"]) -> float:
+        """Mean loss of that prediction, given `frequencies` divided by the number of tokens."""
+        return entry_share_loss(shares)
 
     @torch.no_grad()
     def statistics(self, tokens: Float[Tensor, "B N D"], targets: Int64[Tensor, "B N"],

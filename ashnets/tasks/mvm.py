@@ -1,19 +1,15 @@
 """Masked vision modelling: predicts the spike code of masked blocks of visual tokens."""
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ashnets.config import MVMConfig
+from ashnets.metrics.explained import mean_rate_loss
+from ashnets.model import VisualFeatures
 from ashnets.tasks.contrast import weighted_mean
-
-if TYPE_CHECKING:
-    from ashnets.model import VisualFeatures
 
 INITIAL_BIAS = -2.5  # the logit of a firing rate of 7.6 %
 
@@ -54,6 +50,7 @@ class SpikeMVM(nn.Module):
 
     def targets(self, visual: VisualFeatures) -> Float[Tensor, "B N D"]:
         """Firing rates, cut from the graph."""
+        assert visual.rate is not None, "the abstract encoder is off: the target is the dictionary"
         return visual.rate.detach().float()
 
     def mask(self, targets: Float[Tensor, "B N D"], grid: tuple[int, int],
@@ -73,16 +70,9 @@ class SpikeMVM(nn.Module):
         return weighted_mean(self.token_losses(states[mask], targets[mask]), weight[:, None].expand_as(mask)[mask])
 
     def frequencies(self, targets: Float[Tensor, "P D"]) -> Float[Tensor, "D"]:
-        """Sum of the targets over tokens: what the best constant prediction is made of."""
+        """Sum of the targets over tokens, what the best constant prediction is made of (see metrics.explained)."""
         return targets.double().sum(0)
 
-    @staticmethod
-    def reference(frequencies: Float[Tensor, "D"], tokens: float) -> float:
-        """Loss of predicting every unit's mean rate over `tokens` tokens: the mean binary entropy of the rates."""
-        rates = frequencies.double() / tokens
-        return float((torch.special.entr(rates) + torch.special.entr(1 - rates)).mean())
-
-
-def explained(loss: float, reference: float) -> float:
-    """Share of the reference loss that the model explains: 1 - loss / reference (0: no better than constants)."""
-    return 1 - loss / reference if reference > 0 else math.nan
+    def reference(self, shares: Float[Tensor, "D"]) -> float:
+        """Mean loss of that prediction, given `frequencies` divided by the number of tokens."""
+        return mean_rate_loss(shares)

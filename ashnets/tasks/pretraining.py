@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from ashnets.batch import MicroBatch
 from ashnets.config import TasksConfig
+from ashnets.fusion import FusedFeatures
+from ashnets.model import ASHNet, VisualFeatures
 from ashnets.tasks.contrast import images_of, texts_of
 from ashnets.tasks.dictionary import DictionaryMVM
 from ashnets.tasks.itc import ITC
@@ -18,9 +19,6 @@ from ashnets.tasks.itm import ITM, allowed_negatives, choose_negatives
 from ashnets.tasks.mlm import MLM
 from ashnets.tasks.mvm import SpikeMVM
 from ashnets.tasks.stua import STUA
-
-if TYPE_CHECKING:
-    from ashnets.model import ASHNet, FusedFeatures, VisualFeatures
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class PretrainingModel(nn.Module):
         self.itc = ITC(config.width, config.text.width, config.embedding, tasks.itc) if tasks.itc.weight else None
         self.stua = STUA(config.width, config.text.width, tasks.stua) if tasks.stua.weight and spiking else None
         self.itm = ITM(config.width) if tasks.itm.weight else None
-        self.mlm = MLM(model.fusion.words) if tasks.mlm.weight else None
+        self.mlm = MLM(model.fusion.embeddings.word_embeddings) if tasks.mlm.weight else None
         self.mvm: SpikeMVM | DictionaryMVM | None = None
         if tasks.mvm.weight:
             kind = SpikeMVM if spiking and tasks.mvm.target == "spikes" else DictionaryMVM

@@ -15,12 +15,18 @@ from ashnets.config import AbstractConfig, FusionConfig, ModelConfig, SummaryRat
 VOCABULARY, WIDTH, TEXT_WIDTH, LENGTH = 50, 16, 12, 6
 
 
+class TinyEmbeddings(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(VOCABULARY, WIDTH)
+
+
 class TinyFusion(nn.Module):
     """Mean-mixing over text and visual tokens: every state depends on every token."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.Embedding(VOCABULARY, WIDTH)
+        self.embeddings = TinyEmbeddings()
         self.mix = nn.Linear(2 * WIDTH, WIDTH)
         self.mask_token = nn.Parameter(torch.randn(WIDTH))
 
@@ -28,7 +34,7 @@ class TinyFusion(nn.Module):
                 visual_mask: Tensor | None) -> SimpleNamespace:
         if visual_mask is not None:
             visual = torch.where(visual_mask[:, :, None], self.mask_token, visual)
-        text, real = self.words(input_ids), attention_mask[:, :, None].float()
+        text, real = self.embeddings.word_embeddings(input_ids), attention_mask[:, :, None].float()
         summary = (text * real).sum(1) / real.sum(1) + visual.square().mean(1)
         text, visual = (self.mix(torch.cat([x, summary[:, None].expand_as(x)], -1)).tanh() for x in (text, visual))
         return SimpleNamespace(cls=text[:, 0], text=text, visual=visual)
