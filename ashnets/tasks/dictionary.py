@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ashnets.config import MVMConfig
-from ashnets.metrics.explained import entry_share_loss
 from ashnets.model import VisualFeatures
 from ashnets.tasks.contrast import weighted_mean
 from ashnets.tasks.mvm import prediction_head
@@ -64,12 +63,13 @@ class DictionaryMVM(nn.Module):
         return weighted_mean(self.token_losses(states[mask], targets[mask]), weight[:, None].expand_as(mask)[mask])
 
     def frequencies(self, targets: Int64[Tensor, "P"]) -> Float[Tensor, "S"]:
-        """How often each entry occurs, what the best constant prediction is made of (see metrics.explained)."""
+        """How often each entry occurs: what the best constant prediction is made of."""
         return torch.bincount(targets, minlength=len(self.sums)).double()
 
-    def reference(self, shares: Float[Tensor, "S"]) -> float:
-        """Mean loss of that prediction, given `frequencies` divided by the number of tokens."""
-        return entry_share_loss(shares)
+    @staticmethod
+    def reference(frequencies: Float[Tensor, "S"], tokens: float) -> float:
+        """Loss of predicting every entry by its share of `tokens` tokens: the entropy of the entries."""
+        return float(torch.special.entr(frequencies.double() / tokens).sum())
 
     @torch.no_grad()
     def statistics(self, tokens: Float[Tensor, "B N D"], targets: Int64[Tensor, "B N"],

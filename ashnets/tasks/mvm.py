@@ -1,13 +1,14 @@
 """Masked vision modelling: predicts the spike code of masked blocks of visual tokens."""
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ashnets.config import MVMConfig
-from ashnets.metrics.explained import mean_rate_loss
 from ashnets.model import VisualFeatures
 from ashnets.tasks.contrast import weighted_mean
 
@@ -70,9 +71,21 @@ class SpikeMVM(nn.Module):
         return weighted_mean(self.token_losses(states[mask], targets[mask]), weight[:, None].expand_as(mask)[mask])
 
     def frequencies(self, targets: Float[Tensor, "P D"]) -> Float[Tensor, "D"]:
-        """Sum of the targets over tokens, what the best constant prediction is made of (see metrics.explained)."""
+        """Sum of the targets over tokens: what the best constant prediction is made of."""
         return targets.double().sum(0)
 
-    def reference(self, shares: Float[Tensor, "D"]) -> float:
-        """Mean loss of that prediction, given `frequencies` divided by the number of tokens."""
-        return mean_rate_loss(shares)
+    @staticmethod
+    def reference(frequencies: Float[Tensor, "D"], tokens: float) -> float:
+        """Loss of predicting every unit's mean rate over `tokens` tokens: the mean binary entropy of the rates."""
+        rates = frequencies.double() / tokens
+        return float((torch.special.entr(rates) + torch.special.entr(1 - rates)).mean())
+
+
+def explained(loss: float, reference: float) -> float:
+    """Share of the best constant prediction's loss that the model explains: 1 - loss / reference.
+
+    Raw losses mislead, since they rise while the spike code gets richer. The constants are fitted to the very data
+    that is scored, so that only use of the input scores above 0. NaN where constants are already perfect. Rates
+    between 0 and 1 cost something even when predicted perfectly: there 1 is out of reach.
+    """
+    return 1 - loss / reference if reference > 0 else math.nan
