@@ -52,7 +52,7 @@ class Emoji:
     @functools.cached_property
     def picture(self) -> str:
         """SHA-256 of what one sees: emoji with the same drawing (29 families share four) have the same."""
-        return hashlib.sha256(self.on_white()).hexdigest()
+        return hashlib.sha256(self.on_white().tobytes()).hexdigest()
 
 
 @functools.cache
@@ -102,7 +102,7 @@ class EmojiSource:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the content."""
-        return {"seed": self.seed, "unseen_share": UNSEEN_SHARE, "jpeg_quality": JPEG_QUALITY}
+        return {"version": 1, "seed": self.seed, "unseen_share": UNSEEN_SHARE, "jpeg_quality": JPEG_QUALITY}
 
     @property
     def parts(self) -> int:

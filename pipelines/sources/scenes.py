@@ -90,7 +90,7 @@ class ScenesSource:
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that decides the content."""
-        return {"train": self.train, "val": self.val, "side": self.side, "seed": self.seed,
+        return {"version": 1, "train": self.train, "val": self.val, "side": self.side, "seed": self.seed,
                 "jpeg_quality": JPEG_QUALITY}
 
     @property

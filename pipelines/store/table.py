@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.store.schema import STORE_SCHEMA, check_columns, iter_batches, open_parquet, write_parquet
 
@@ -27,7 +27,7 @@ class ImageTextStore:
 
     def exists(self) -> bool:
         """Whether the folder holds a store with at least one committed batch."""
-        return self._has_log() and bool(self._log().file_uris())
+        return self._has_log() and bool(self.files())
 
     def version(self) -> int:
         """The newest version's number, from 0; FileNotFoundError where there is no store."""
@@ -35,14 +35,15 @@ class ImageTextStore:
 
     def files(self, version: int | None = None) -> list[str]:
         """Absolute paths of the Parquet files of a version (default: the newest), sorted."""
-        return sorted(str(self._local(uri)) for uri in self._log(version).file_uris())
+        actions = pa.table(self._log(version).get_add_actions(flatten=True))
+        return sorted(str(self.path / relative) for relative in actions["path"].to_pylist())
 
     def has_batch(self, batch_id: str) -> bool:
         """Whether a batch of this name has been appended."""
         return self._has_log() and self._log().transaction_version(batch_id) is not None
 
     def append(self, files_or_tables: Sequence[str | Path | pa.Table], batch_id: str) -> int:
-        """Append everything given as one version and return the version's number.
+        """Append everything given as one version; returns the number of a version that holds it.
 
         A file must lie in the store's folder already (`write_parquet` it there); it stays invisible until this
         commit. Tables are written first, sorted by sample_id. A `batch_id` that is there already adds nothing. Two
@@ -53,7 +54,7 @@ class ImageTextStore:
             return self.version()
         files = [self._write(item, batch_id) if isinstance(item, pa.Table) else Path(item).absolute()
                  for item in files_or_tables]
-        actions = [self._add_action(file) for file in files]
+        actions: list[AddAction | RemoveAction] = [self._add_action(file) for file in files]
         for _ in range(COMMIT_ATTEMPTS):
             try:
                 self._commit(actions, batch_id)
@@ -94,9 +95,6 @@ class ImageTextStore:
                                     "or ingest into this one first")
         return DeltaTable(str(self.path), version=version)
 
-    def _local(self, uri: str) -> Path:
-        return Path(uri.removeprefix("file://"))
-
     def _write(self, table: pa.Table, batch_id: str) -> Path:
         check_columns(table.schema, STORE_SCHEMA, "table to append")
         file = self.path / f"{batch_id}-{uuid.uuid4().hex[:12]}.parquet"
@@ -110,7 +108,7 @@ class ImageTextStore:
         return AddAction(os.path.relpath(file, self.path), file.stat().st_size, {}, int(time.time() * 1000), True,
                          statistics)
 
-    def _commit(self, actions: list[AddAction], batch_id: str) -> None:
+    def _commit(self, actions: list[AddAction | RemoveAction], batch_id: str) -> None:
         schema = Schema.from_arrow(STORE_SCHEMA)
         properties = CommitProperties(app_transactions=[Transaction(batch_id, 1)])
         # An empty version comes first: racing creations that add files at once would all land, the same batch twice.

@@ -1,0 +1,195 @@
+"""Ingest: sources -> validated, hashed rows in Parquet files (Ray Data) -> one atomic append to the store.
+
+Every task writes its own files into the store's folder, where nobody sees them before the commit; what comes back to
+the driver is names, ids and refusals, never an image. The batch's id follows from the sources' settings, so the same
+ingest again adds nothing; killed at any point, the store is at the version before or the version after.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data.context import DataContext
+
+from pipelines.config import DataConfig
+from pipelines.sources.emoji import EmojiSource, all_emoji
+from pipelines.sources.record import Rejected, Source
+from pipelines.sources.scenes import ScenesSource
+from pipelines.store.duplicates import content_of, drop_duplicates
+from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, read_quarantine, write_quarantine
+from pipelines.store.schema import STORE_SCHEMA, write_parquet
+from pipelines.store.table import ImageTextStore
+from pipelines.store.validate import to_row
+
+ROW_FORMAT = 1  # part of the batch's id: another number, and every source is ingested anew
+FILE_ROWS = 4096
+FILE_BYTES = 128 * 2**20
+MAX_TASKS = 256
+
+WRITTEN_SCHEMA = pa.schema([
+    ("part", pa.int64()),
+    ("file", pa.string()),
+    ("sample_ids", pa.list_(pa.string())),
+    ("contents", pa.list_(pa.string())),
+    ("refused", pa.list_(pa.struct(list(QUARANTINE_SCHEMA)))),
+])
+"""What a task tells the driver of one written file (an empty name: only refusals); contents: see duplicates.py."""
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total) on the driver."""
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did."""
+
+    version: int
+    """The store's version that holds the batch."""
+    rows_by_split: dict[str, int]
+    """Rows of that version of the store, by split."""
+    quarantined: dict[str, int]
+    """Records of the batch that were refused, by reason."""
+    seconds: float
+    added: int
+    """Rows that this run appended; 0 where the batch was there already."""
+
+
+def demo_sources(data: DataConfig) -> list[Source]:
+    """The built-in sources that `data.source` names; FileNotFoundError where the `demo` extra is not installed."""
+    all_emoji()
+    sources: list[Source] = []
+    if data.source in ("demo", "emoji"):
+        sources.append(EmojiSource(data.seed))
+    if data.source in ("demo", "scenes"):
+        sources.append(ScenesSource(data.scenes, data.scenes_val, data.scene_size, data.seed))
+    return sources
+
+
+def ingest_demo(data: DataConfig, store_path: Path, progress: Progress | None = None) -> IngestReport:
+    """Ingest the built-in source that `data` names; see `ingest`."""
+    return ingest(demo_sources(data), data, store_path, progress)
+
+
+def batch_id_of(sources: Sequence[Source], data: DataConfig) -> str:
+    """The batch's id: the sources' names and a hash of everything that decides its rows."""
+    settings = {"format": ROW_FORMAT, "max_pixels": data.max_pixels,
+                "sources": [[source.name, source.settings] for source in sources]}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return "-".join([*(source.name for source in sources), digest[:16]])
+
+
+def ingest(sources: Sequence[Source], data: DataConfig, store_path: Path,
+           progress: Progress | None = None) -> IngestReport:
+    """Append the sources' samples to the store as one version; Ray must be connected unless they are there already.
+
+    Records that are no good are quarantined with their reason. Raises ValueError, with nothing appended, where more
+    than `data.max_bad_share` of all records are bad.
+    """
+    start = time.monotonic()
+    store, batch_id = ImageTextStore(store_path), batch_id_of(sources, data)
+    added = 0
+    if not store.has_batch(batch_id):
+        attempt = uuid.uuid4().hex[:8]
+        try:
+            written = _write_files(sources, data, store.path, batch_id, attempt, progress)
+            added = _commit(written, store, batch_id, data.max_bad_share)
+        finally:
+            # Whatever this attempt wrote and did not commit is of no use to anybody.
+            committed = set(store.files()) if store.exists() else set()
+            for file in store.path.glob(f"*-{attempt}.parquet"):
+                if str(file) not in committed:
+                    file.unlink()
+    version = store.version()
+    splits: Counter[str] = Counter()
+    for batch in store.iter_batches(["split"], version=version, rows=65_536):
+        splits.update(batch["split"].to_pylist())
+    return IngestReport(version, dict(sorted(splits.items())), count_reasons(read_quarantine(store.path, batch_id)),
+                        time.monotonic() - start, added)
+
+
+def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batch_id: str, attempt: str,
+                 progress: Progress | None) -> pa.Table:
+    """Read, validate and write every part of every source in parallel; WRITTEN_SCHEMA, in the order of the parts."""
+    assert ray.is_initialized(), "connect to Ray before an ingest"
+    parts = [(number, part) for number, source in enumerate(sources) for part in range(source.parts)]
+    work = partial(_ingest_parts, sources=list(sources), parts=parts, folder=folder, batch_id=batch_id,
+                   attempt=attempt, max_pixels=data.max_pixels)
+    quiet = DataContext.get_current().copy()
+    quiet.enable_progress_bars = progress is None and quiet.enable_progress_bars
+    with DataContext.current(quiet):
+        dataset = ray.data.range(len(parts), override_num_blocks=max(1, min(len(parts), MAX_TASKS))).map_batches(
+            work, batch_size=1, batch_format="pyarrow")
+        tables, done = [WRITTEN_SCHEMA.empty_table()], set[int]()
+        table: pa.Table
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[assignment]
+            tables.append(table.select(WRITTEN_SCHEMA.names).cast(WRITTEN_SCHEMA))
+            done.update(table["part"].to_pylist())
+            if progress is not None:
+                progress("ingest", len(done), len(parts))
+    return pa.concat_tables(tables).sort_by("file")
+
+
+def _ingest_parts(numbers: pa.Table, sources: list[Source], parts: list[tuple[int, int]], folder: Path, batch_id: str,
+                  attempt: str, max_pixels: int) -> Iterator[pa.Table]:
+    """One Ray task: read some parts, write their files, and yield a WRITTEN_SCHEMA row for each file."""
+    for number in numbers["id"].to_pylist():
+        source, part = sources[parts[number][0]], parts[number][1]
+        for piece, (rows, refused) in enumerate(_pieces(source, part, batch_id, max_pixels)):
+            file = ""
+            if rows:
+                file = f"{batch_id}-{number:06d}-{piece:04d}-{attempt}.parquet"
+                rows.sort(key=lambda row: row["sample_id"])
+                write_parquet(pa.Table.from_pylist(rows, STORE_SCHEMA), folder / file)
+            yield pa.Table.from_pylist([{
+                "part": number, "file": file, "sample_ids": [row["sample_id"] for row in rows],
+                "contents": [content_of(row["split"], row["sha256"]) for row in rows],
+                "refused": [{"batch_id": batch_id, "source": source.name, "reference": bad.reference,
+                             "reason": bad.reason, "detail": bad.detail} for bad in refused]}], WRITTEN_SCHEMA)
+
+
+def _pieces(source: Source, part: int, batch_id: str, max_pixels: int
+            ) -> Iterator[tuple[list[dict[str, Any]], list[Rejected]]]:
+    """A part's rows and refusals, in pieces that fit a file and the memory; at least one piece."""
+    rows: list[dict[str, Any]] = []
+    refused: list[Rejected] = []
+    held = 0
+    for record in source.read(part):
+        row = record if isinstance(record, Rejected) else to_row(record, source.name, batch_id, max_pixels)
+        if isinstance(row, Rejected):
+            refused.append(row)
+        else:
+            rows.append(row)
+            held += len(row["image"])
+        if len(rows) >= FILE_ROWS or len(refused) >= FILE_ROWS or held >= FILE_BYTES:
+            yield rows, refused
+            rows, refused, held = [], [], 0
+    yield rows, refused
+
+
+def _commit(written: pa.Table, store: ImageTextStore, batch_id: str, max_bad_share: float) -> int:
+    """Drop duplicates, write the quarantine, judge the bad share, append; returns the rows appended."""
+    refused = pa.Table.from_struct_array(written["refused"].combine_chunks().flatten()).cast(QUARANTINE_SCHEMA)
+    total = len(written["sample_ids"].combine_chunks().flatten()) + refused.num_rows
+    files, added, duplicates = drop_duplicates(written, store, batch_id)
+    refused = pa.concat_tables([refused, duplicates])
+    where = write_quarantine(store.path, batch_id, [refused]) if refused.num_rows else None
+    if refused.num_rows > max_bad_share * total:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(refused).items())
+        raise ValueError(
+            f"{refused.num_rows} of {total} records are bad ({reasons}), more than data.max_bad_share={max_bad_share}: "
+            f"nothing was appended to {store.path}. {where} lists them; mend the source, or allow a larger share")
+    if not files:
+        return 0
+    store.append(files, batch_id)
+    # Another process that ran the same ingest may have been first: then its files stand for the batch.
+    return added if str(files[0]) in store.files() else 0
