@@ -1,0 +1,246 @@
+"""The grouped store: Parquet in which one row is one group, so that neighbours survive every shuffle and split.
+
+Written in two passes over bounded memory by one process: the store is read once, in its order, and every image is
+appended to the spill file of the groups that need it; then the groups are written in their order. A shuffle by Ray
+Data would hold the images in the object store instead and start actors for it; this holds one part file at a time.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int64
+
+from pipelines.files import sync, write_atomically
+from pipelines.grouping.samples import Samples
+from pipelines.store.schema import write_parquet
+
+MANIFEST = "groups.json"
+FORMAT = 1
+MAX_FILE_BYTES = 64 * 2**20
+GROUPS_PER_SPILL_FILE = 1024
+MAX_SPILL_FILES = 256
+
+GROUP_SCHEMA = pa.schema([
+    ("group_id", pa.int64()),
+    ("sample_ids", pa.list_(pa.string())),
+    ("images", pa.list_(pa.binary())),
+    ("captions", pa.list_(pa.list_(pa.string()))),
+    ("image_classes", pa.list_(pa.int64())),
+    ("real", pa.list_(pa.bool_())),
+])
+"""A row of the grouped store: G entries in every list; `real` is False for a padding copy."""
+
+
+@dataclass(frozen=True)
+class GroupedStore:
+    """A finished grouped store."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path, size: int | None = None) -> GroupedStore:
+        """Open and check the folder: manifest, G (where `size` names it), presence and size of every file.
+
+        Raises FileNotFoundError or ValueError, naming what is wrong.
+        """
+        path = Path(path).expanduser().absolute()
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path}: there is no grouped store here; build one, or set groups.path")
+        manifest = _read_manifest(path)
+        if size is not None and manifest["size"] != size:
+            raise ValueError(f"{path}: its groups have {manifest['size']} samples, groups.size={size} was asked for")
+        for file in manifest["files"]:
+            part = path / file["name"]
+            if not part.is_file():
+                raise FileNotFoundError(f"{part} is missing, which {MANIFEST} lists: restore it, or remove the "
+                                        "folder and build the groups again")
+            if part.stat().st_size != file["bytes"]:
+                raise ValueError(f"{part} has {part.stat().st_size} bytes, {MANIFEST} says {file['bytes']}: restore "
+                                 "it, or remove the folder and build the groups again")
+        return cls(path, manifest)
+
+    @property
+    def size(self) -> int:
+        """G: samples of a group."""
+        return int(self.manifest["size"])
+
+    @property
+    def groups(self) -> int:
+        """Groups in all files."""
+        return int(self.manifest["groups"])
+
+    @property
+    def row_groups(self) -> list[tuple[str, int, int]]:
+        """Every Parquet row group in order: absolute file, index in the file, groups in it."""
+        return [(str(self.path / file["name"]), index, rows)
+                for file in self.manifest["files"] for index, rows in enumerate(file["row_groups"])]
+
+
+def configuration_hash(configuration: Mapping[str, Any]) -> str:
+    """SHA-256 of what shapes the groups."""
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
+
+
+def existing(path: Path, configuration: Mapping[str, Any]) -> GroupedStore | None:
+    """The grouped store at `path` if it was built with this configuration; None where `path` does not exist.
+
+    ValueError, naming what differs, where something else is there.
+    """
+    if not path.exists():
+        return None
+    store = GroupedStore.open(path)
+    if store.manifest["configuration_hash"] != configuration_hash(configuration):
+        built = store.manifest["configuration"]
+        different = ", ".join(f"{key}={built.get(key)!r} (now {value!r})"
+                              for key, value in configuration.items() if built.get(key) != value)
+        raise ValueError(f"{path} holds groups of another configuration: {different}; "
+                         "name another groups.path, or remove the folder")
+    return store
+
+
+def materialise(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"], path: Path,
+                row_group: int, configuration: Mapping[str, Any], facts: Mapping[str, Any]) -> GroupedStore:
+    """Write the groups (row numbers of `samples.table`), in their order, to the folder `path`, whole or not at all.
+
+    A row group holds `row_group` groups; files end at about MAX_FILE_BYTES. The manifest takes `facts` beside the
+    configuration. Raises ValueError where the store changed since `samples` was read, or where `path` exists.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    building = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.building")
+    building.mkdir()
+    try:
+        files = _write_parts(samples, groups, real, building, row_group)
+        manifest = {"format": FORMAT, "groups": len(groups), "size": groups.shape[1], **facts, "files": files,
+                    "configuration": dict(configuration), "configuration_hash": configuration_hash(configuration)}
+        write_atomically(building / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        if path.exists():
+            raise ValueError(f"{path} came into being while its groups were built: start again")
+        building.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return GroupedStore.open(path)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no {MANIFEST}, so it is no grouped store: name another groups.path")
+    try:
+        manifest = json.loads(file.read_text())
+        found = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: remove the folder and build the groups again") from error
+    if found != FORMAT:
+        raise ValueError(f"{file} has format {found}, this version reads {FORMAT}: build the groups again")
+    return manifest
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what builds of this folder left behind that were killed on this host."""
+    for folder in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.building"):
+        pid = int(folder.name.split(".")[-2])
+        if pid == os.getpid() or not _alive(pid):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write_parts(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"], folder: Path,
+                 row_group: int) -> list[dict[str, Any]]:
+    """The part files, and their lines of the manifest."""
+    spill = folder / "spill"
+    spill.mkdir()
+    images = _Spill(samples, groups, real, spill)
+    files: list[dict[str, Any]] = []
+    held: list[pa.Table] = []
+
+    def close() -> None:
+        name = f"part-{len(files):05d}.parquet"
+        size = write_parquet(pa.concat_tables(held), folder / name, row_group)
+        files.append({"name": name, "bytes": size, "row_groups": [len(table) for table in held]})
+        held.clear()
+
+    for start in range(0, len(groups), row_group):
+        rows = slice(start, start + row_group)
+        held.append(_table(samples, groups[rows], real[rows], start, images))
+        if sum(table.nbytes for table in held) >= MAX_FILE_BYTES:
+            close()
+    if held:
+        close()
+    images.close()
+    shutil.rmtree(spill)
+    return files
+
+
+def _table(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"], first_id: int,
+           images: _Spill) -> pa.Table:
+    """One row group; its groups are numbered from `first_id`."""
+    members = samples.table.take(pa.array(groups.ravel())).combine_chunks()
+    ends = pa.array(np.arange(len(groups) + 1) * groups.shape[1], pa.int32())
+
+    def lists(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+        whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        return pa.ListArray.from_arrays(ends, whole)
+
+    return pa.table({
+        "group_id": np.arange(first_id, first_id + len(groups)),
+        "sample_ids": lists(members["sample_id"]),
+        "images": lists(pa.array([images.read(sample) for sample in groups.ravel()], pa.binary())),
+        "captions": lists(members["captions"]),
+        "image_classes": lists(members["image_class"]),
+        "real": lists(pa.array(real.ravel())),
+    }, schema=GROUP_SCHEMA)
+
+
+class _Spill:
+    """The images, copied from the store once into files in the order in which groups need them, roughly."""
+
+    def __init__(self, samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"],
+                 folder: Path) -> None:
+        count = min(MAX_SPILL_FILES, -(-len(groups) // GROUPS_PER_SPILL_FILE))
+        self._files = [open(folder / str(n), "w+b") for n in range(count)]  # noqa: SIM115
+        self._file_of = np.zeros(len(samples), np.int32)
+        group, place = np.nonzero(real)
+        self._file_of[groups[group, place]] = group * count // len(groups)
+        self._start = np.zeros(len(samples), np.int64)
+        self._length = np.zeros(len(samples), np.int64)
+        try:
+            for sample, image in samples.images():
+                file = self._files[self._file_of[sample]]
+                self._start[sample], self._length[sample] = file.tell(), len(image)
+                file.write(image)
+            for file in self._files:
+                file.flush()
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, sample: int) -> bytes:
+        """The image of a sample."""
+        return os.pread(self._files[self._file_of[sample]].fileno(), self._length[sample], self._start[sample])
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()

@@ -1,0 +1,62 @@
+"""The samples of one split as grouping sees them: ids, captions and classes in memory, images read once in passing."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int64
+
+from pipelines.store.table import ImageTextStore
+
+SAMPLE_COLUMNS = ("sample_id", "captions", "image_class")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What grouping knows of a split without its images: `table` (SAMPLE_COLUMNS) sorted by sample id."""
+
+    store: ImageTextStore
+    version: int
+    split: str
+    table: pa.Table
+    row_of_reading: Int64[np.ndarray, " N"]
+    """Where the n-th row that the store yields stands in `table`."""
+
+    @classmethod
+    def read(cls, store: ImageTextStore, version: int, split: str) -> Samples:
+        """Read everything but the images; ValueError where a sample id occurs twice."""
+        batches = list(store.iter_batches(list(SAMPLE_COLUMNS), split=split, version=version))
+        if not batches:
+            raise ValueError(f"{store.path}: version {version} holds no sample of split {split!r} to group")
+        table = pa.Table.from_batches(batches)
+        order = pc.sort_indices(table["sample_id"]).to_numpy()
+        row_of_reading = np.empty(len(order), np.int64)
+        row_of_reading[order] = np.arange(len(order))
+        table = table.take(order).combine_chunks()
+        ids = table["sample_id"]
+        twice = pc.filter(ids[1:], pc.equal(ids[1:], ids[:-1]))
+        if len(twice):
+            raise ValueError(f"{store.path}: sample id {twice[0].as_py()!r} occurs more than once")
+        return cls(store, version, split, table, row_of_reading)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def images(self) -> Iterator[tuple[int, bytes]]:
+        """Row number in `table` and encoded image of every sample, in the store's order.
+
+        Raises ValueError where the store's version is not what it was when this was read.
+        """
+        changed = f"{self.store.path}: version {self.version} changed while it was grouped: start again"
+        seen = 0
+        for batch in self.store.iter_batches(["sample_id", "image"], split=self.split, version=self.version):
+            rows = self.row_of_reading[seen:seen + len(batch)]
+            if not batch["sample_id"].equals(self.table["sample_id"].take(pa.array(rows)).combine_chunks()):
+                raise ValueError(changed)
+            seen += len(batch)
+            yield from zip(rows.tolist(), batch["image"].to_pylist(), strict=True)
+        if seen != len(self):
+            raise ValueError(changed)
