@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
 from ashnets.config import ModelConfig, TextConfig
 from ashnets.encoders.concrete import sine_positions
-from ashnets.encoders.text import checkpoint_config, load_bert
+from ashnets.encoders.text import bert_shape, checkpoint_config, load_bert
 
 TEXT, VISUAL = 0, 1  # BERT's token types
 
@@ -37,10 +36,7 @@ class Fusion(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         fusion, text = config.fusion, config.text
-        shape = BertConfig(vocab_size=text.vocab_size, hidden_size=config.width, num_hidden_layers=fusion.layers,
-                           num_attention_heads=fusion.heads, intermediate_size=4 * config.width,
-                           hidden_dropout_prob=fusion.dropout, attention_probs_dropout_prob=fusion.dropout,
-                           attn_implementation="sdpa")
+        shape = bert_shape(text.vocab_size, config.width, fusion.layers, fusion.heads, fusion.dropout)
         self.checkpointing = config.activation_checkpointing
         self.embeddings = BertEmbeddings(shape)
         self.visual_norm = nn.LayerNorm(config.width, eps=shape.layer_norm_eps)

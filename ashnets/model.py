@@ -50,7 +50,7 @@ class ASHNet(nn.Module):
         self.fusion = Fusion(config)
 
     def encode_image(self, pixels: UInt8[Tensor, "B 3 H W"], group_size: int = 1,
-                     restart: Bool[Tensor, "B"] | None = None) -> VisualFeatures:
+                     restart: Bool[Tensor, " B"] | None = None) -> VisualFeatures:
         """Visual features of B images, each from rest, or in groups of `group_size` that carry membrane potential.
 
         Sample i of group g stands at row g * group_size + i; `restart` marks samples that start from rest anyway.

@@ -1,9 +1,9 @@
 """Semantic abstract encoder: a spiking network over the feature map; its output is a firing rate."""
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -35,7 +35,7 @@ class SpikingBlock(nn.Module):
         self.neurons2 = SpikingLayer(config)
 
     def forward(self, x: Float[Tensor, "T B C h w"], time_steps: int, group_size: int,
-                restart: Bool[Tensor, "B"] | None) -> Float[Tensor, "T B D h w"]:
+                restart: Bool[Tensor, " B"] | None) -> Float[Tensor, "T B D h w"]:
         """Spikes over `time_steps`; an input of one time step is constant, and what depends on it alone runs once."""
         charge = self.norm1(functional.seq_to_ann_forward(x, self.conv1))
         shortcut = self.shortcut_norm(functional.seq_to_ann_forward(x, self.shortcut))
@@ -56,7 +56,7 @@ class AbstractEncoder(nn.Module):
                                     for c, hidden in zip(inputs, config.channels, strict=True))
 
     def forward(self, features: Float[Tensor, "B C h w"], group_size: int = 1,
-                restart: Bool[Tensor, "B"] | None = None) -> Float[Tensor, "B N D"]:
+                restart: Bool[Tensor, " B"] | None = None) -> Float[Tensor, "B N D"]:
         """Firing rates from 0 to 1, tokens in row-major order; B is a multiple of `group_size`.
 
         `restart` marks samples that start from rest although their group carries. Raises ValueError where
@@ -67,23 +67,26 @@ class AbstractEncoder(nn.Module):
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, time_steps, group_size, restart, use_reentrant=False,
-                               context_fn=lambda block=block: (nullcontext(), _statistics_kept(block)))
+                               context_fn=partial(_forward_and_recompute, block))
             else:
                 x = block(x, time_steps, group_size, restart)
         return x.mean(dim=0).flatten(2).transpose(1, 2)
 
 
+def _forward_and_recompute(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of activation checkpointing: running statistics move in the forward, not again in the recomputation."""
+    return nullcontext(), _statistics_kept(block)
+
+
 @contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Recompute without moving the running statistics a second time."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, ThresholdDependentBatchNorm2d)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            norm.num_batches_tracked.copy_(batches)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ashnets.config import BackboneConfig
-from ashnets.encoders.networks import StagedNetwork, timm_network, torchvision_network
+from ashnets.encoders.networks import Network, StagedNetwork, timm_network, torchvision_network
 
 
 class Backbone(nn.Module):
@@ -16,13 +16,17 @@ class Backbone(nn.Module):
     `channels` is C. The normalisation is part of the state dict, since it belongs to the weights.
     """
 
+    mean: Float[Tensor, "1 3 1 1"]
+    std: Float[Tensor, "1 3 1 1"]
+
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.frozen = config.frozen
         self.image_size = config.image_size
+        self.network: Network
         build = timm_network if config.name.startswith("timm/") else torchvision_network
         self.network, (mean, std) = build(config)
-        self.channels: int = self.network.channels
+        self.channels = self.network.channels
         self.standardise = nn.BatchNorm2d(self.channels, affine=False) if config.standardise else nn.Identity()
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import torch
 import torchvision
@@ -61,6 +62,22 @@ class PatchNetwork(nn.Module):
         return [self.encoder(tokens)[:, 1:].transpose(1, 2).reshape(patches.shape)]
 
 
+class TimmNetwork(nn.Module):
+    """A timm network that was made with `features_only`."""
+
+    def __init__(self, features: Any) -> None:
+        super().__init__()
+        self.features = features
+        self.channels = sum(features.feature_info.channels())
+
+    def forward(self, x: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B c h w"]]:
+        """Feature maps of the wanted strides, the largest first."""
+        return list(self.features(x))
+
+
+Network = StagedNetwork | PatchNetwork | TimmNetwork
+
+
 def torchvision_network(config: BackboneConfig) -> tuple[StagedNetwork | PatchNetwork, Normalisation]:
     """The torchvision network `config.name` with its weights, and how its pixels are normalised.
 
@@ -69,7 +86,7 @@ def torchvision_network(config: BackboneConfig) -> tuple[StagedNetwork | PatchNe
     """
     known = list_models(module=torchvision.models)
     if config.name not in known:
-        raise ValueError(f"model.backbone.name={config.name}: torchvision has no such network" + _near(config.name, known))
+        raise ValueError(f"model.backbone.name={config.name} is no torchvision network{_near(config.name, known)}")
     network = _torchvision_model(config)
     if config.weights != "none":
         from_file = files.is_file(config.weights)
@@ -83,39 +100,36 @@ def torchvision_network(config: BackboneConfig) -> tuple[StagedNetwork | PatchNe
     return StagedNetwork(_stages(network, config.name), _plan(config), config), files.IMAGENET
 
 
-def timm_network(config: BackboneConfig) -> tuple[nn.Module, Normalisation]:
-    """The timm network `timm/NAME` with `features_only` and its weights, and how its pixels are normalised.
-
-    Its forward gives the maps of the wanted strides, the largest first; `channels` is their sum. Errors as above.
-    """
+def timm_network(config: BackboneConfig) -> tuple[TimmNetwork, Normalisation]:
+    """The timm network `timm/NAME` with its weights, and how its pixels are normalised; errors as above."""
     try:
         import timm
     except ImportError as error:
         raise ValueError(f"model.backbone.name={config.name} needs timm: pip install '.[demo]'") from error
     name = config.name.removeprefix("timm/")
     if not timm.is_model(name):
-        raise ValueError(f"model.backbone.name={config.name}: timm has no such network" + _near(name, timm.list_models()))
+        raise ValueError(f"model.backbone.name={config.name} is no timm network{_near(name, timm.list_models())}")
     if config.stem == "small":
         raise ValueError(f"model.backbone.stem=small is for torchvision's ResNets, not for {config.name}")
     with torch.device("meta"):
-        full, reductions = timm.create_model(name), timm.create_model(name, features_only=True).feature_info.reduction()
+        info: Any = timm.create_model(name, features_only=True).feature_info
+    reductions: list[int] = info.reduction()
     check_strides(config, reductions)
-    chosen = {"features_only": True,
-              "out_indices": [len(reductions) - 1 - reductions[::-1].index(s) for s in sorted(config.strides)]}
-    cfg = timm.get_pretrained_cfg(name)
+    chosen: dict[str, Any] = {
+        "out_indices": [len(reductions) - 1 - reductions[::-1].index(stride) for stride in sorted(config.strides)]}
+    cfg: Any = timm.get_pretrained_cfg(name)
     normalisation: Normalisation = (tuple(cfg.mean), tuple(cfg.std))
     if files.is_file(config.weights):
+        with torch.device("meta"):
+            full = timm.create_model(name)
         state, normalisation = _timm_state(full, config.weights, normalisation)
-        chosen |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state, "source": "timm"}}
-    elif config.weights != "none":
-        chosen |= {"pretrained": True}
+        chosen["pretrained_cfg_overlay"] = {"state_dict": state, "source": "timm"}
     try:
-        network = timm.create_model(name, **chosen)
+        network = timm.create_model(name, features_only=True, pretrained=config.weights != "none", **chosen)
     except OSError as error:
         raise FileNotFoundError(f"model.backbone.weights={config.weights}: the weights of {config.name} could not be "
                                 f"downloaded ({error}). Download them elsewhere and give the file") from error
-    network.channels = sum(network.feature_info.channels())
-    return network, normalisation
+    return TimmNetwork(network), normalisation
 
 
 def check_strides(config: BackboneConfig, known: list[int]) -> None:
@@ -149,8 +163,9 @@ def _stages(network: nn.Module, name: str) -> dict[str, nn.Module]:
     if isinstance(network, ResNet):
         stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         return {"stem": stem} | {f"layer{i}": getattr(network, f"layer{i}") for i in (1, 2, 3, 4)}
-    if isinstance(getattr(network, "features", None), nn.Sequential) and not name.startswith("swin"):
-        return {f"features{child}": module for child, module in network.features.named_children()}
+    features = getattr(network, "features", None)
+    if isinstance(features, nn.Sequential) and not name.startswith("swin"):
+        return {f"features{child}": module for child, module in features.named_children()}
     raise ValueError(f"model.backbone.name={name}: use a ResNet, ResNeXt, EfficientNet, MobileNet, ConvNeXt, DenseNet, "
                      f"VGG or vit_* of torchvision, or timm/NAME")
 

@@ -24,7 +24,7 @@ class SpikingLayer(nn.Module):
     time step of the last forward, by channel ([C], detached).
     """
 
-    rate: Float[Tensor, "C"] | None = None
+    rate: Float[Tensor, " C"] | None = None
 
     def __init__(self, config: AbstractConfig) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class SpikingLayer(nn.Module):
             self.reciprocal_tau = nn.Parameter(torch.full((1,), -math.log(self.tau - 1.0)))  # before the sigmoid
 
     def forward(self, current: Float[Tensor, "T B C h w"], group_size: int = 1,
-                restart: Bool[Tensor, "B"] | None = None) -> Float[Tensor, "T B C h w"]:
+                restart: Bool[Tensor, " B"] | None = None) -> Float[Tensor, "T B C h w"]:
         """Spikes (0 or 1, fp32) for the input currents; sample i of group g stands at row g * group_size + i.
 
         Each sample runs T steps. Its membrane potential starts from rest (`carry: reset`, the first of its group,
@@ -54,7 +54,7 @@ class SpikingLayer(nn.Module):
         return spikes
 
     def _scan_groups(self, current: Float[Tensor, "T B C h w"], group_size: int,
-                     restart: Bool[Tensor, "B"] | None) -> Float[Tensor, "T B C h w"]:
+                     restart: Bool[Tensor, " B"] | None) -> Float[Tensor, "T B C h w"]:
         segments = current.unflatten(1, (-1, group_size)).unbind(2)  # G of [T, groups, C, h, w]
         starts = None if restart is None else restart.view(-1, group_size, 1, 1, 1).unbind(1)
         v = torch.zeros_like(segments[0][0])
@@ -83,4 +83,5 @@ class SpikingLayer(nn.Module):
         return spikes, v
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
         return f"neuron={self.neuron}, carry={self.carry}, tau={self.tau}, v_threshold={self.v_threshold}"

@@ -21,7 +21,7 @@ class SummaryRatio(nn.Module):
         if config.mode == "gate":
             self.gate = nn.Linear(2 * width, 2)
         elif config.mode == "fixed":
-            self.ratio = config.value
+            self.fixed = config.value
         else:
             # never 0-dimensional: DeepSpeed's broadcast cannot take such a parameter
             self.ratio = nn.Parameter(torch.full((width if config.mode == "per_channel" else 1,), config.value))
@@ -31,4 +31,4 @@ class SummaryRatio(nn.Module):
         if self.mode == "gate":
             shares = self.gate(torch.cat([abstract, concrete], dim=-1)).float().softmax(dim=-1)
             return shares[..., :1] * abstract + shares[..., 1:] * concrete
-        return concrete + self.ratio * abstract
+        return concrete + (self.fixed if self.mode == "fixed" else self.ratio) * abstract

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -57,9 +58,7 @@ def build_bert(config: TextConfig) -> BertModel:
     Raises FileNotFoundError where the checkpoint cannot be reached and ValueError where its shape is another one.
     """
     if config.init == "none":
-        shape = BertConfig(vocab_size=config.vocab_size, hidden_size=config.width, num_hidden_layers=config.layers,
-                           num_attention_heads=config.heads, intermediate_size=4 * config.width,
-                           attn_implementation="sdpa")
+        shape = bert_shape(config.vocab_size, config.width, config.layers, config.heads, dropout=0.1)
         return BertModel(shape, add_pooling_layer=False)
     shape = checkpoint_config(config)
     if shape.num_hidden_layers < config.layers:
@@ -67,14 +66,22 @@ def build_bert(config: TextConfig) -> BertModel:
     return load_bert(config.init, shape, config.layers)
 
 
+def bert_shape(vocab_size: int, width: int, layers: int, heads: int, dropout: float) -> BertConfig:
+    """A BERT configuration with fused attention; inner width 4 * `width`, 512 positions, two token types."""
+    shape = BertConfig(vocab_size=vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+                       intermediate_size=4 * width, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    shape._attn_implementation = "sdpa"
+    return shape
+
+
 def checkpoint_config(config: TextConfig) -> BertConfig:
     """The configuration of the checkpoint `config.init`; ValueError where `config` says another shape."""
-    shape = _from_checkpoint(BertConfig, config.init)
+    shape: BertConfig = _from_checkpoint(BertConfig, config.init)
     for field, found in (("width", shape.hidden_size), ("heads", shape.num_attention_heads),
                          ("vocab_size", shape.vocab_size)):
         wanted = getattr(config, field)
         if wanted != found:
-            raise ValueError(f"model.text.{field}={wanted}, but {config.init} has {found}: set model.text.{field}={found}")
+            raise ValueError(f"model.text.{field}={wanted}, but {config.init} has {found}: set model.text.{field} so")
     return shape
 
 
@@ -84,17 +91,14 @@ def load_bert(init: str, shape: BertConfig, layers: int) -> BertModel:
     logging.set_verbosity_error()  # layers that are left out are no news
     logging.disable_progress_bar()
     try:
-        return _from_checkpoint(BertModel, init, config=_shortened(shape, layers), add_pooling_layer=False,
-                                attn_implementation="sdpa")
+        bert: BertModel = _from_checkpoint(BertModel, init, add_pooling_layer=False, attn_implementation="sdpa",
+                                           config=BertConfig.from_dict(shape.to_dict() | {"num_hidden_layers": layers}))
+        return bert
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _shortened(shape: BertConfig, layers: int) -> BertConfig:
-    return BertConfig.from_dict({**shape.to_dict(), "num_hidden_layers": layers})
-
-
-def _from_checkpoint(kind: type, init: str, **settings: object) -> BertConfig | BertModel:
+def _from_checkpoint(kind: type[Any], init: str, **settings: object) -> Any:
     is_path = init.startswith(("package:", "/", ".", "~")) or Path(init).exists()
     source = str(resolve(init)) if is_path else init
     try:

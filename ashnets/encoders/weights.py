@@ -38,7 +38,7 @@ def download(name: str, weights: str) -> State:
     """
     known = get_model_weights(name)
     if weights not in known.__members__:
-        raise ValueError(f"model.backbone.weights={weights}: {name} has {', '.join(known.__members__)}, none, or a file")
+        raise ValueError(f"model.backbone.weights={weights}: {name} has {', '.join(known.__members__)}; or give a file")
     entry = known[weights]
     try:
         return entry.get_state_dict(progress=False, check_hash=True)
