@@ -131,7 +131,7 @@ def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batc
             work, batch_size=1, batch_format="pyarrow")
         tables, done = [WRITTEN_SCHEMA.empty_table()], set[int]()
         table: pa.Table
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):  # type: ignore[assignment]
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(table.select(WRITTEN_SCHEMA.names).cast(WRITTEN_SCHEMA))
             done.update(table["part"].to_pylist())
             if progress is not None:

@@ -43,7 +43,7 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such Parquet file")
     try:
-        file = pq.ParquetFile(path, arrow_extensions_enabled=False)
+        file = pq.ParquetFile(path, arrow_extensions_enabled=False, page_checksum_verification=True)
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({_first_line(error)}): "
@@ -119,7 +119,7 @@ def write_parquet(table: pa.Table, path: str | Path, row_group: int = 256) -> in
         with temporary.open("wb") as file:
             pq.write_table(table, file, row_group_size=row_group, compression=compression,
                            use_dictionary=[n for n in ("source", "split", "batch_id") if n in table.schema.names],
-                           write_statistics=False)
+                           write_statistics=False, write_page_checksum=True)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
