@@ -55,5 +55,5 @@ def _random_crop(data: bytes, height: int, width: int, size: int, scale: float, 
     needed = min(1.0, max(size / h, size / w))
     image = decode_image(data, math.ceil(height * needed), math.ceil(width * needed), max_pixels)
     y, x = image.shape[0] / height, image.shape[1] / width
-    top, left = math.floor(top * y), math.floor(left * x)
-    return image[top:top + max(1, round(h * y)), left:left + max(1, round(w * x))]
+    bottom, right = round((top + h) * y), round((left + w) * x)
+    return image[min(round(top * y), bottom - 1):bottom, min(round(left * x), right - 1):right]

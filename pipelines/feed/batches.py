@@ -56,19 +56,20 @@ def micro_batch(block: pa.Table, plan: FeedPlan) -> MicroBatch:
     The arrays are copied once, since Ray's shared memory is read-only.
     """
     size, side, captions = plan.store().size, plan.feed.image_size, plan.feed.captions
-    samples = block.num_rows * size
-    shapes = {"pixels": (samples, 3, side, side), "image_class": (samples,), "weight": (samples,),
-              "caption_class": (samples, captions)}
+    samples, position = block.num_rows * size, block["position"][0].as_py()
     tokens = (samples, captions, plan.max_tokens)
-    names = ("pixels", "input_ids", "attention_mask", "mlm_input_ids", "mlm_labels", "image_class", "caption_class",
-             "weight")
-    tensors = {name: torch.from_numpy(array_column(block, name).reshape(shapes.get(name, tokens)).copy())
-               for name in names}
-    position = block["position"][0].as_py()
-    ids = {} if position < 0 else {
-        "group_ids": tuple(block["group_id"].to_pylist()),
-        "sample_ids": tuple(i for members in block["sample_ids"].to_pylist() for i in members)}
-    return MicroBatch(**tensors, group_size=size, position=position, epoch=block["epoch"][0].as_py(), **ids)
+
+    def tensor(name: str, *shape: int) -> torch.Tensor:
+        return torch.from_numpy(array_column(block, name).reshape(shape).copy())
+
+    return MicroBatch(
+        pixels=tensor("pixels", samples, 3, side, side),
+        input_ids=tensor("input_ids", *tokens), attention_mask=tensor("attention_mask", *tokens),
+        mlm_input_ids=tensor("mlm_input_ids", *tokens), mlm_labels=tensor("mlm_labels", *tokens),
+        image_class=tensor("image_class", samples), caption_class=tensor("caption_class", samples, captions),
+        weight=tensor("weight", samples), group_size=size, position=position, epoch=block["epoch"][0].as_py(),
+        group_ids=() if position < 0 else tuple(block["group_id"].to_pylist()),
+        sample_ids=() if position < 0 else tuple(i for ids in block["sample_ids"].to_pylist() for i in ids))
 
 
 def local_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int = 0, world: int = 1) -> BatchIterator:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -58,7 +59,7 @@ def _read_groups(plan: FeedPlan, wanted: Int64[ndarray, "R 2"]) -> tuple[pa.Tabl
 
 
 def _padding_row(schema: pa.Schema) -> pa.Table:
-    empty = {name: [[]] for name in COLUMNS} | {"group_id": [-1]}
+    empty: dict[str, list[Any]] = {name: [[]] for name in COLUMNS} | {"group_id": [-1]}
     return pa.table(empty, schema=pa.schema([schema.field(name) for name in COLUMNS]))
 
 

@@ -1,73 +1,16 @@
-"""Small grouped stores for the feed's tests, and plans over them."""
+"""Fixtures of the feed's tests: a small grouped store, a tokenizer, plans over them."""
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
-import simplejpeg
-from PIL import Image
 
 from pipelines.config import FeedConfig
 from pipelines.feed.plan import FeedPlan
-from pipelines.store.schema import write_parquet
+from tests.pipelines.feed.small_stores import WORDS, SmallStore, make_groups, write_groups
 
-GROUP_SCHEMA = pa.schema([
-    ("group_id", pa.int64()), ("sample_ids", pa.list_(pa.string())), ("images", pa.list_(pa.binary())),
-    ("captions", pa.list_(pa.list_(pa.string()))), ("image_classes", pa.list_(pa.int64())),
-    ("real", pa.list_(pa.bool_()))])
-WORDS = ("red", "blue", "running", "unbelievable", "cat", "dog", "left", "umbrella", "smiling", "face")
-
-
-def encode(pixels: np.ndarray, kind: str = "jpeg") -> bytes:
-    """An image as JPEG or PNG."""
-    if kind == "jpeg":
-        return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=90)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def make_groups(groups: int, size: int, side: int, seed: int = 0) -> list[dict]:
-    """Rows of a grouped store: noise images, two captions a sample; the very last member is a padding copy."""
-    random = np.random.default_rng(seed)
-    rows = []
-    for g in range(groups):
-        ids = [f"test/{g:05d}-{m}" for m in range(size)]
-        images = [encode(random.integers(0, 256, (side, side + 8 * (m % 2), 3), dtype=np.uint8),
-                         "png" if (g + m) % 5 == 0 else "jpeg") for m in range(size)]
-        captions = [[" ".join(random.choice(WORDS, 5)) for _ in range(2)] for _ in ids]
-        rows.append({"group_id": 1000 + g, "sample_ids": ids, "images": images, "captions": captions,
-                     "image_classes": [g * size + m for m in range(size)], "real": [True] * size})
-    rows[-1]["real"][-1] = False
-    return rows
-
-
-def write_groups(path: Path, rows: list[dict], row_group: int = 4, files: int = 2) -> Path:
-    """A grouped store of the rows, in the manifest's format."""
-    size, manifest_files = len(rows[0]["sample_ids"]), []
-    per_file = -(-len(rows) // files)
-    for f in range(files):
-        part = rows[f * per_file:(f + 1) * per_file]
-        name = f"part-{f:05d}.parquet"
-        write_parquet(pa.Table.from_pylist(part, schema=GROUP_SCHEMA), path / name, row_group)
-        sizes = [len(part[i:i + row_group]) for i in range(0, len(part), row_group)]
-        manifest_files.append({"name": name, "row_groups": sizes})
-    (path / "groups.json").write_text(json.dumps({"size": size, "groups": len(rows), "files": manifest_files}))
-    return path
-
-
-@dataclass(frozen=True)
-class SmallStore:
-    """A grouped store of 37 groups of 3 in uneven row groups, with the rows that it was written from."""
-
-    path: Path
-    rows: list[dict]
+MakePlan = Callable[..., FeedPlan]
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +18,6 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
     """37 groups of 3 samples in two files."""
     rows = make_groups(37, 3, 24)
     return SmallStore(write_groups(tmp_path_factory.mktemp("groups") / "store", rows), rows)
-
-
-MakePlan = Callable[..., FeedPlan]
 
 
 @pytest.fixture(scope="session")
