@@ -59,5 +59,5 @@ def chance(image_of_caption: Int64[Tensor, "C"], caption_class: Int64[Tensor, "C
 def _hit_probability(found: Int64[Tensor, "Q"], among: int, k: int) -> Float[Tensor, "Q"]:
     missed = torch.ones(len(found), dtype=torch.float64, device=found.device)
     for drawn in range(min(k, among)):
-        missed *= ((among - found - drawn).clamp(min=0) / (among - drawn)).double()
+        missed *= (among - found - drawn).clamp(min=0).double() / (among - drawn)
     return 1 - missed
