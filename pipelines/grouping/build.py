@@ -20,9 +20,12 @@ from pipelines.store.table import ImageTextStore
 
 SPLIT = "train"
 
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total)."""
+
 
 def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, seed: int, path: Path,
-                 progress: Callable[[str], None]) -> GroupedStore:
+                 progress: Progress | None = None) -> GroupedStore:
     """Disjoint groups of the newest version's training split, in the folder `path`.
 
     Returns at once where the same groups are there already. Needs a running Ray for `groups.method: similar`.
@@ -35,14 +38,11 @@ def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, 
     if found is not None:
         return found
     samples = Samples.read(store, version, SPLIT)
-    progress(f"grouping {len(samples)} samples by {groups.size} ({groups.method})")
     members, real, facts = group(groups, text, samples, seed, progress)
     order = np.random.default_rng([seed, 1]).permutation(len(members))
     facts |= {"store": str(store.path), "data_version": version, "split": SPLIT, "seed": seed,
               "method": groups.method, "samples": len(samples), "padding": int((~real).sum())}
-    built = materialise(samples, members[order], real[order], path, groups.row_group, configuration, facts)
-    progress(f"wrote {built.groups} groups to {path}")
-    return built
+    return materialise(samples, members[order], real[order], path, groups.row_group, configuration, facts)
 
 
 def configure(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, version: int,
@@ -57,7 +57,7 @@ def configure(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, ver
     return shaping
 
 
-def group(groups: GroupsConfig, text: TextConfig, samples: Samples, seed: int, progress: Callable[[str], None],
+def group(groups: GroupsConfig, text: TextConfig, samples: Samples, seed: int, progress: Progress | None = None,
           ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Members (row numbers of `samples.table`), which places are real, and facts for the manifest."""
     from pipelines.grouping import embed, neighbours, partition  # late: torch, faiss and numba take seconds to import
@@ -70,10 +70,8 @@ def group(groups: GroupsConfig, text: TextConfig, samples: Samples, seed: int, p
         members, real = partition.random_partition(labels, groups.size, seed)
         return members, real, {"embedding": "none: random groups"}
     embed.check(text)
-    vectors = embed.embed_samples(text, captions, seed)
+    vectors = embed.embed_samples(text, captions, seed, progress)
     near, cosines = neighbours.nearest_of_another_class(vectors, labels, max(groups.neighbours, 2 * groups.size))
     members, real = partition.partition(vectors, labels, groups.size, near, cosines)
     found = quality.report(vectors, labels, cosines, members, real, seed)
-    progress(f"mean cosine in a group {found['in_group']:.3f} (random groups {found['random']:.3f}, "
-             f"nearest neighbours {found['bound']:.3f}), {found['clashes']} pairs of duplicates in one group")
     return members, real, {"embedding": embed.describe(text), "quality": found}

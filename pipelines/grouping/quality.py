@@ -23,16 +23,18 @@ def report(vectors: Float32[np.ndarray, "N D"], labels: Int32[np.ndarray, "N C"]
 
 def useful_cosine(vectors: Float32[np.ndarray, "N D"], labels: Int32[np.ndarray, "N C"],
                   groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"]) -> tuple[float, int]:
-    """Mean cosine of the pairs in a group (duplicates and copies count 0), and how many pairs are duplicates."""
+    """Mean cosine of the pairs in a group (duplicates count 0, copies not at all), and how many are duplicates."""
     size = groups.shape[1]
-    total, clashes = 0.0, 0
+    total, pairs, clashes = 0.0, 0, 0
     for a in range(size):
         for b in range(a + 1, size):
             clash = _clash(labels[groups[:, a]], labels[groups[:, b]])
             cosine = np.einsum("nd,nd->n", vectors[groups[:, a]], vectors[groups[:, b]])
-            total += float(cosine[real[:, a] & real[:, b] & ~clash].sum())
+            counts = real[:, a] & real[:, b]
+            total += float(cosine[counts & ~clash].sum())
+            pairs += int(counts.sum())
             clashes += int(clash.sum())
-    return total / max(1, len(groups) * size * (size - 1) // 2), clashes
+    return total / max(1, pairs), clashes
 
 
 def _clash(a: Int32[np.ndarray, "n C"], b: Int32[np.ndarray, "n C"]) -> Bool[np.ndarray, " n"]:
