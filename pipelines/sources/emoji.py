@@ -51,7 +51,7 @@ class Emoji:
 
     @functools.cached_property
     def picture(self) -> str:
-        """SHA-256 of what one sees: emoji with the same drawing (29 families share four) have the same."""
+        """SHA-256 of what one sees: emoji with the same drawing (30 families share four) have the same."""
         return hashlib.sha256(self.on_white().tobytes()).hexdigest()
 
 

@@ -20,10 +20,16 @@ COMMIT_ATTEMPTS = 5
 
 
 class ImageTextStore:
-    """A folder with the store's Parquet files and their log; nothing is read before it is asked for."""
+    """A folder with the store's Parquet files and their log; nothing is read before it is asked for.
+
+    Raises ValueError for a path that holds a '%'.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
+        self._uri = str(self.path)
+        if "%" in self._uri:
+            raise ValueError(f"{self.path}: a store's path must not hold '%', which Delta takes for an escape")
 
     def exists(self) -> bool:
         """Whether the folder holds a store with at least one committed batch."""
@@ -55,6 +61,7 @@ class ImageTextStore:
         files = [self._write(item, batch_id) if isinstance(item, pa.Table) else Path(item).absolute()
                  for item in files_or_tables]
         actions: list[AddAction | RemoveAction] = [self._add_action(file) for file in files]
+        failure: DeltaError | None = None
         for _ in range(COMMIT_ATTEMPTS):
             try:
                 self._commit(actions, batch_id)
@@ -87,13 +94,13 @@ class ImageTextStore:
         return sum(batch.num_rows for batch in self.iter_batches(["split"], split, version, rows=65_536))
 
     def _has_log(self) -> bool:
-        return bool(DeltaTable.is_deltatable(str(self.path)))
+        return bool(DeltaTable.is_deltatable(self._uri))
 
     def _log(self, version: int | None = None) -> DeltaTable:
         if not self._has_log():
             raise FileNotFoundError(f"{self.path}: there is no image-text store here; name another data.store, "
                                     "or ingest into this one first")
-        return DeltaTable(str(self.path), version=version)
+        return DeltaTable(self._uri, version=version)
 
     def _write(self, table: pa.Table, batch_id: str) -> Path:
         check_columns(table.schema, STORE_SCHEMA, "table to append")
@@ -113,7 +120,7 @@ class ImageTextStore:
         properties = CommitProperties(app_transactions=[Transaction(batch_id, 1)])
         # An empty version comes first: racing creations that add files at once would all land, the same batch twice.
         if not self._has_log():
-            DeltaTable.create(str(self.path), schema, mode="ignore")
+            DeltaTable.create(self._uri, schema, mode="ignore")
         # One snapshot for the look and the commit: Delta refuses what conflicts with commits since the snapshot, but
         # accepts a batch again that the snapshot holds already.
         snapshot = self._log()

@@ -1,0 +1,57 @@
+"""Ids are unique in a store: the same verdicts as a plain loop over all rows gives."""
+from __future__ import annotations
+
+import tempfile
+
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.store.duplicates import content_of, drop_duplicates
+from pipelines.store.schema import STORE_SCHEMA, write_parquet
+from pipelines.store.table import ImageTextStore
+
+ROWS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1), st.sampled_from(["train", "val"])), max_size=6)
+
+
+def table(rows: list[tuple[int, int, str]]) -> pa.Table:
+    return pa.Table.from_pylist([{"sample_id": f"s/{i}", "sha256": str(h), "split": s} for i, h, s in rows],
+                                STORE_SCHEMA)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.integers(0, 6), st.tuples(st.integers(0, 1), st.sampled_from(["train", "val"]))),
+       st.lists(ROWS.map(sorted), min_size=1, max_size=3))
+def test_verdicts_equal_a_plain_loop(there: dict[int, tuple[int, str]],
+                                     files: list[list[tuple[int, int, str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = ImageTextStore(folder)
+        if there:
+            store.append([table([(i, h, s) for i, (h, s) in there.items()])], "before")
+        written = []
+        for number, rows in enumerate(files):
+            name = f"new-{number}.parquet" if rows else ""
+            if rows:
+                write_parquet(table(rows), store.path / name)
+            written.append({"file": name, "sample_ids": [f"s/{i}" for i, _, _ in rows],
+                            "contents": [content_of(s, str(h)) for _, h, s in rows]})
+        kept, count, refused = drop_duplicates(pa.Table.from_pylist(written, pa.schema([
+            ("file", pa.string()), ("sample_ids", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))])),
+            store, "b")
+
+        taken: set[int] = set()
+        good, bad = [], []
+        for rows in files:
+            for i, h, s in rows:
+                if i in taken or there.get(i, (h, s)) != (h, s):
+                    bad.append(f"s/{i}")
+                elif i not in there:
+                    good.append((f"s/{i}", str(h), s))
+                taken.add(i)
+        assert refused["reference"].to_pylist() == bad and set(refused["reason"].to_pylist()) <= {"duplicate id"}
+        assert count == len(good)
+        if kept:
+            store.append(kept, "b")
+        rows = [row for batch in store.iter_batches() for row in batch.to_pylist()] if store.exists() else []
+        new = [(r["sample_id"], r["sha256"], r["split"]) for r in rows if int(r["sample_id"][2:]) not in there]
+        assert new == good and len(rows) == len(there) + len(good)
