@@ -5,6 +5,7 @@ import logging
 import os
 from typing import Any
 
+from cluster import comm_op
 from cluster.paths import REPOSITORY, is_unpacked_upload
 
 # Read by Ray at start-up; a value that the user has set stays.
@@ -33,6 +34,7 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.update(PRIVATE)
         _let_children_import_us()
+        comm_op.set_environment()
 
     import ray  # late: Ray reads part of the environment when it is imported
 
