@@ -33,7 +33,7 @@ lint: $(STAMP)  ## ruff, and a strict type check of the public API
 	.venv/bin/mypy
 
 docs: $(STAMP)  ## write docs/configuration.md anew from the configuration classes
-	.venv/bin/python docs/generate.py
+	.venv/bin/python -m docs.generate
 
 # The stamp comes last: an interrupted set-up starts again, and what is there already is kept.
 $(STAMP):

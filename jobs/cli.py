@@ -122,7 +122,7 @@ def help_text(root: type[Any], description: str, defaults_file: Path | None) -> 
             lines += ["", f"{field.key}: {field.meaning}"]
             continue
         literal = f" ({field.legal})" if field.legal.startswith("one of") else ""
-        lines.append(f"  {field.key}={_show(attrgetter(field.key)(defaults))}")
+        lines.append(f"  {field.key}={show_value(attrgetter(field.key)(defaults))}")
         lines += textwrap.wrap(field.meaning + literal, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
 
@@ -252,7 +252,7 @@ def _difference(config: object, base: object, schema: Mapping[str, Field]) -> li
     for field in schema.values():
         value, default = attrgetter(field.key)(config), attrgetter(field.key)(base)
         if not field.is_section and value != default:
-            lines.append(f"  {field.key}={_show(value)} (default {_show(default)})")
+            lines.append(f"  {field.key}={show_value(value)} (default {show_value(default)})")
     return lines or ["  nothing differs from the defaults"]
 
 
@@ -269,9 +269,10 @@ def _is_list(value: object) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _show(value: object) -> str:
+def show_value(value: object) -> str:
+    """A value as it would be typed on the command line."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(map(_show, value)) + "]"
+        return "[" + ", ".join(map(show_value, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -8,7 +8,6 @@ if not __package__:  # run as a script, in a submitted job too: the packages lie
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from cluster.paths import default_root
-from cluster.paths import default_root
 from jobs import cli
 from pipelines.config import PretrainConfig
 
