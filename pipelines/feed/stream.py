@@ -6,18 +6,20 @@ Four settings keep the order: `preserve_order`, no limit on block sizes, strict 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import ray.data
 import ray.train
 from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
-from pipelines.feed.batches import BatchIterator
 from pipelines.feed.order import rounds
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import GroupedStream
 from pipelines.feed.transform import transform_block
+
+if TYPE_CHECKING:
+    from pipelines.feed.batches import BatchIterator
 
 READ_CPUS = 0.25
 """Reading waits for storage most of its time."""
@@ -72,6 +74,9 @@ def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, wo
 
     Raises RuntimeError where Ray Data delivers anything else than the global order, or too little of it.
     """
+    # Here and not above, so that the process which builds the stream never loads torch.
+    from pipelines.feed.batches import BatchIterator
+
     def blocks() -> Iterator[pa.Table]:
         if start_step < stop_step:
             yield from whole_blocks(ray.train.get_dataset_shard("train"), plan, start_step, stop_step, world)

@@ -8,7 +8,8 @@ import pytest
 
 from pipelines.config import FeedConfig
 from pipelines.feed.plan import FeedPlan
-from tests.pipelines.feed.small_stores import WORDS, SmallStore, make_groups, write_groups
+
+from .small_stores import WORDS, SmallStore, make_groups, write_groups
 
 MakePlan = Callable[..., FeedPlan]
 

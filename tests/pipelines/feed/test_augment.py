@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from ashnets.processing import resize
 from pipelines.feed.augment import crop_box, training_pixels
-from tests.pipelines.feed.small_stores import encode
+
+from .small_stores import encode
 
 MAX = 10**6
 

@@ -17,8 +17,9 @@ from pipelines.feed.order import slots
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import cut, read_window, window_slices
 from pipelines.feed.transform import transform_block
-from tests.pipelines.feed.conftest import MakePlan
-from tests.pipelines.feed.small_stores import SmallStore, assert_equal, write_groups
+
+from .conftest import MakePlan
+from .small_stores import SmallStore, assert_equal, write_groups
 
 
 def global_order(plan: FeedPlan, start: int, stop: int, world: int) -> list[MicroBatch]:

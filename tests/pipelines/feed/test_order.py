@@ -97,13 +97,13 @@ def test_the_parts_of_a_key_are_kept_apart() -> None:
 
 def test_a_position_deep_in_a_large_store_is_cheap() -> None:
     order = Order((16,) * 157_000, 128, 0)
-    start = time.perf_counter()
+    start = time.process_time()
     reference = order.reference(37 * order.groups + 1_234_567)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert reference.epoch == 37
     parts = list(order.window_slices(0, order.groups))
     assert len(parts) == -(-157_000 // 128)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(("sizes", "window", "message"), [((), 1, "no group"), ((0,), 1, "no group"),

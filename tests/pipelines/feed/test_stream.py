@@ -2,20 +2,23 @@
 from __future__ import annotations
 
 import copy
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from ray.data import DataIterator, Dataset
+from ray.data.datasource import ReadTask
 
 from ashnets.batch import MicroBatch
 from pipelines.feed.batches import BatchIterator, local_batches
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import GroupedStream
 from pipelines.feed.stream import FeedDataConfig, build_stream, train_batches, whole_blocks
-from tests.pipelines.feed.conftest import MakePlan
-from tests.pipelines.feed.small_stores import SmallStore, assert_equal, write_groups
+
+from .conftest import MakePlan
+from .small_stores import SmallStore, assert_equal, write_groups
 
 
 def consume(shards: list[DataIterator], plan: FeedPlan, start: int, stop: int) -> list[list[MicroBatch]]:
@@ -55,19 +58,30 @@ def test_bad_samples_are_replaced_and_counted(ray_local: ModuleType, make_plan: 
     assert_equal(got, list(local_batches(plan, 0, 2)))
 
 
-def test_a_reordered_stream_never_trains(ray_local: ModuleType, make_plan: MakePlan,
-                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reversed(GroupedStream):
-        """Windows in the wrong order, as Ray Data might deliver them some day (local: pickled by value)."""
-
+@pytest.mark.parametrize("preserve_order", [True, False])
+def test_a_reordered_stream_never_trains(ray_local: ModuleType, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch,
+                                         preserve_order: bool) -> None:
+    """The first window is slow; without `preserve_order` the next ones overtake it, and that is an error."""
+    class SlowStart(GroupedStream):
         def get_read_tasks(self, *args: object, **keywords: object) -> list:
-            return super().get_read_tasks(*args, **keywords)[::-1]
+            first, *others = super().get_read_tasks(*args, **keywords)
+
+            def slow() -> list:
+                time.sleep(4)
+                return list(first())
+
+            return [ReadTask(slow, first.metadata), *others]
 
     plan = make_plan()
-    monkeypatch.setattr("pipelines.feed.stream.GroupedStream", Reversed)
-    shards = build_stream(plan, 0, 8, 2).streaming_split(2, equal=False)
-    with pytest.raises(RuntimeError, match="preserve_order"):
-        consume(shards, plan, 0, 8)
+    monkeypatch.setattr("pipelines.feed.stream.GroupedStream", SlowStart)
+    stream = build_stream(plan, 0, 8, 2)
+    stream.context.execution_options.preserve_order = preserve_order
+    shards = stream.streaming_split(2, equal=False)
+    if preserve_order:
+        assert [len(batches) for batches in consume(shards, plan, 0, 8)] == [16, 16]
+    else:
+        with pytest.raises(RuntimeError, match="preserve_order off"):
+            consume(shards, plan, 0, 8)
 
 
 def test_a_stream_that_ends_early_is_loud(ray_local: ModuleType, make_plan: MakePlan) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 
 from pipelines.feed.order import generator
 from pipelines.feed.transform import ARRAYS, array_column, transform_block
-from tests.pipelines.feed.conftest import MakePlan
-from tests.pipelines.feed.small_stores import SmallStore, encode
+
+from .conftest import MakePlan
+from .small_stores import SmallStore, encode
 
 SIZE = 3
 
@@ -133,7 +134,7 @@ def test_without_a_crop_images_are_only_resized(row: dict, make_plan: MakePlan) 
 
 
 def test_the_transform_needs_no_torch() -> None:
-    code = "import sys, pipelines.feed.transform, pipelines.feed.source; assert 'torch' not in sys.modules"
+    code = "import sys, pipelines.feed.transform, pipelines.feed.stream; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
