@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.resume import check_resumable, save_config
 from pipelines.training.job import TrainingJob
 from pipelines.training.lease import Lease
+from pipelines.training.preflight import check_cpus, check_model, check_writable, choose_device
 
 
 def pretrain(config: PretrainConfig, root: Path) -> None:
@@ -33,6 +33,7 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
         print(f"run {config.run.name} is finished already: {done['steps']} steps. Choose another run.name to train anew.")
         print_summary(run, done)
         return
+    check_model(config)
     with Lease(run, takeover=config.run.takeover) as lease:
         save_config(replace(config, run=replace(config.run, takeover=False)), run)
         connect()
@@ -44,17 +45,6 @@ def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
     return min(config.train.max_steps or schedule_steps, schedule_steps)
 
 
-def check_writable(run: Path) -> None:
-    """UserError unless the run's folder can be made and written."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        writable = os.access(run, os.W_OK)
-    except OSError as error:
-        raise UserError(f"run.storage: {run} cannot be made ({error.strerror}); name a writable folder") from error
-    if not writable:
-        raise UserError(f"run.storage: {run} is not writable; name a writable folder")
-
-
 def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, attempt: int) -> None:
     from pipelines.grouping.build import build_groups
     from pipelines.report.summary import print_summary, write_summary
@@ -62,7 +52,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, att
     from pipelines.store.table import ImageTextStore
     from pipelines.training.data_pin import pinned
     from pipelines.training.progress import TrainingProgress
-    from pipelines.training.trainer import check_cpus, choose_device, fit
+    from pipelines.training.trainer import fit
     check_cpus(config)
     device = choose_device(config)
     store = ImageTextStore(store_path)

@@ -42,8 +42,8 @@ def write_summary(job: TrainingJob) -> dict[str, Any]:
     A run that was stopped before its schedule's end is scored on `evaluation.validate_samples` samples only.
     """
     import torch
-    from safetensors.torch import load_model
 
+    from ashnets.weights_file import load_weights
     from pipelines.evaluation.held_out import HeldOut
     from pipelines.training.model import build_model
 
@@ -51,7 +51,7 @@ def write_summary(job: TrainingJob) -> dict[str, Any]:
     if job.device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads()))
     model = build_model(job.config)
-    load_model(model, str(job.run / "export" / "model.safetensors"))
+    load_weights(model, job.run / "export" / "model.safetensors")
     finished = job.stop_step == job.schedule_steps
     held_out = HeldOut(job.config, job.store, job.store_version, device, limit=0 if finished else None)
     metrics = held_out.validate(model.to(device))

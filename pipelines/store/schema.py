@@ -15,6 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.files import sync
+
 STORE_SCHEMA = pa.schema([
     ("sample_id", pa.string()),
     ("source", pa.string()),
@@ -123,6 +125,7 @@ def write_parquet(table: pa.Table, path: str | Path, row_group: int = 256) -> in
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path.stat().st_size

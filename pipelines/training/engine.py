@@ -8,12 +8,12 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from ashnets.batch import MicroBatch
 from ashnets.running_statistics import StepStatistics
 from ashnets.tasks.pretraining import PretrainingModel, PretrainingOutput
+from ashnets.weights_file import save_weights
 from pipelines.config import TrainConfig
 from pipelines.training.randomness import seed_micro_batch
 
@@ -135,7 +135,4 @@ class Engine:
             list(self.model.parameters()), enabled=self._zero_stage == 3)
         with gathered:
             if not dist.is_initialized() or dist.get_rank() == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f".{path.name}")
-                save_model(self.model, str(temporary))
-                temporary.rename(path)
+                save_weights(self.model, path)

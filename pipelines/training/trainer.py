@@ -5,40 +5,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import ray
 import ray.data
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipelines.config import PretrainConfig
-from pipelines.errors import UserError
 from pipelines.feed.stream import FeedDataConfig
 from pipelines.training import checkpoint
 from pipelines.training.job import TrainingJob
 from pipelines.training.worker import train_worker
 
-RESTARTS = 8
+RESTARTS = 3
 """Worker-group restarts in one launch before it gives up (the same command continues later)."""
-
-
-def choose_device(config: PretrainConfig) -> str:
-    """`cuda` where `scaling.device` and the cluster's GPUs allow it, else `cpu`; UserError where they disagree."""
-    wanted, workers = config.scaling.device, config.scaling.workers
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if wanted == "gpu" and gpus < workers:
-        raise UserError(f"scaling.device=gpu with scaling.workers={workers} needs as many GPUs; the cluster has "
-                        f"{gpus}: lower scaling.workers, or use scaling.device=cpu")
-    return "cuda" if wanted == "gpu" or (wanted == "auto" and gpus >= workers) else "cpu"
-
-
-def check_cpus(config: PretrainConfig) -> None:
-    """UserError unless the workers leave CPU to Ray Data: a starved feed hangs without a word."""
-    cpus = ray.cluster_resources().get("CPU", 0)
-    held = config.scaling.workers * config.scaling.cpus_per_worker
-    if held + 1 > cpus:
-        raise UserError(
-            f"scaling.workers={config.scaling.workers} x scaling.cpus_per_worker={config.scaling.cpus_per_worker:g} "
-            f"hold {held:g} of the cluster's {cpus:g} CPUs and leave Ray Data less than one: lower one of them")
 
 
 def _start_step(run: Path) -> int:

@@ -1,0 +1,41 @@
+"""A model's weights as one safetensors file: every tensor once, tied ones under their first name, checked on load."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """Every name in the state dict -> the first name of the same tensor (tied weights have several)."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write parameters and buffers of `model`; the file appears whole or not at all."""
+    state: dict[str, Tensor] = model.state_dict()
+    unique = {name: state[name].detach().cpu().clone().contiguous()
+              for name, first in _first_names(model).items() if name == first}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    save_file(unique, temporary)
+    temporary.replace(path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load what `save_weights` wrote. Raises ValueError naming what is missing, left over or of another shape."""
+    found = load_file(path)
+    names = _first_names(model)
+    wanted = {name for name, first in names.items() if name == first}
+    state = model.state_dict()
+    reshaped = sorted(name for name in wanted & found.keys() if found[name].shape != state[name].shape)
+    problems = [f"{what}: {', '.join(list_[:5])}{' ...' if len(list_) > 5 else ''}" for what, list_ in (
+        ("missing", sorted(wanted - found.keys())), ("not in this model", sorted(found.keys() - wanted)),
+        ("of another shape", reshaped)) if list_]
+    if problems:
+        raise ValueError(f"{path} holds the weights of another architecture ({'; '.join(problems)})")
+    with torch.no_grad():
+        model.load_state_dict({name: found[first] for name, first in names.items()})

@@ -1,0 +1,82 @@
+"""Run the jobs as a user does: as processes, on a small real store; one trained run serves many tests."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = REPOSITORY / "tests" / "e2e" / "tiny.yaml"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """Commands on one storage and one store."""
+
+    storage: Path
+    store: Path
+    home: Path
+
+    def arguments(self, *keys: str) -> list[str]:
+        return [sys.executable, str(REPOSITORY / "jobs" / "pretrain.py"), "--config", str(TINY),
+                f"run.storage={self.storage}", f"data.store={self.store}", *keys]
+
+    def environment(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"HOME": str(self.home)}
+
+    def start(self, *keys: str) -> subprocess.Popen[str]:
+        """Start `jobs/pretrain.py` from a foreign folder, in a process group of its own."""
+        return subprocess.Popen(self.arguments(*keys), cwd=self.home, env=self.environment(), text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+    def run(self, *keys: str) -> subprocess.CompletedProcess[str]:
+        """Run `jobs/pretrain.py` to its end."""
+        process = self.start(*keys)
+        out, err = process.communicate(timeout=280)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """A store of 96 + 24 scenes, and places to run in. The extensions' cache is the user's: it is built at set-up."""
+    base = tmp_path_factory.mktemp("e2e")
+    home = base / "home"
+    (home / ".cache").mkdir(parents=True)
+    extensions = Path.home() / ".cache" / "torch_extensions"
+    if extensions.exists():
+        (home / ".cache" / "torch_extensions").symlink_to(extensions)
+    code = (
+        "from pathlib import Path; import sys; from cluster.connection import connect; connect(2);"
+        "from pipelines.config import DataConfig; from pipelines.store.ingest import ingest_demo;"
+        "ingest_demo(DataConfig(source='scenes', scenes=94, scenes_val=24, scene_size=32), Path(sys.argv[1]), print)")
+    made = Jobs(base / "runs", base / "store", home)
+    subprocess.run([sys.executable, "-c", code, str(made.store)], cwd=REPOSITORY, env=made.environment(), check=True,
+                   timeout=200)
+    return made
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An uninterrupted run of the tiny configuration."""
+
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="session")
+def tiny(jobs: Jobs) -> Finished:
+    """The trained fixture: 12 steps on two workers."""
+    done = jobs.run()
+    assert done.returncode == 0, done.stderr
+    return Finished(jobs.storage / "tiny", done.stdout)
