@@ -70,5 +70,4 @@ def _negatives(anchors: Embedded, others: Embedded, temperature: Tensor | float)
     """Log of the summed exponentials of every anchor's true negatives."""
     logits = anchors.embeddings.float() @ others.embeddings.float().T / temperature
     out = duplicates(anchors, others) | (others.weight == 0)
-    # Not -inf: an anchor without any negative would get NaN gradients.
-    return logits.masked_fill(out, torch.finfo(torch.float32).min).logsumexp(-1)
+    return logits.masked_fill(out, -torch.inf).logsumexp(-1)

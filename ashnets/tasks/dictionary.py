@@ -24,8 +24,7 @@ def index_mask(indices: Int64[Tensor, "B N"], cap: float, generator: torch.Gener
     picked = torch.randint(tokens, (samples, 1), generator=generator).to(device)
     priority = torch.rand(samples, tokens, generator=generator).to(device)
     same = indices == indices.gather(1, picked)
-    priority = (priority.masked_fill(~same, -1)).scatter(1, picked, 2.0)
-    chosen = priority.topk(max(1, int(cap * tokens)), 1).indices
+    chosen = priority.masked_fill(~same, -1).topk(max(1, int(cap * tokens)), 1).indices
     return torch.zeros_like(same).scatter(1, chosen, True) & same
 
 

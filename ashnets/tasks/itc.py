@@ -79,9 +79,7 @@ class ITC(nn.Module):
             kept.copy_(torch.cat([kept, values[weight > 0].to(kept)])[-self.memory:])
 
     def _remembered(self, embeddings: Float[Tensor, "Q E"]) -> Embedded:
-        # A copy: `append` may run before a backward pass that still needs these values.
-        return Embedded(embeddings.clone(), self.memory_image_class, self.memory_caption_class[:, None],
-                        self.memory_weight)
+        return Embedded(embeddings, self.memory_image_class, self.memory_caption_class[:, None], self.memory_weight)
 
 
 def _join(a: Embedded, b: Embedded) -> Embedded:

@@ -173,9 +173,13 @@ def test_no_masked_word_gives_a_zero_loss_with_a_graph(make_model, make_batch):
 
 
 def test_everybody_the_same_picture_leaves_no_negative_and_no_nan(make_model, make_batch):
-    pretraining, output = run(make_model(), make_batch(image_class=torch.ones(8, dtype=torch.int64)))
+    batch = make_batch(image_class=torch.ones(8, dtype=torch.int64))
+    pretraining, output = run(make_model(), batch)
     output.loss.backward()
     assert output.losses["itc"].item() == 0
+    pairs = {name: value[:8] for name, value in pretraining.model.fused[0].items()}
+    logits = pretraining.match(pretraining.model.fuse(**pairs), pairs["attention_mask"])
+    torch.testing.assert_close(output.losses["itm"], torch.nn.functional.softplus(-logits.detach()).mean())
     assert torch.isfinite(output.loss) and all(torch.isfinite(p.grad).all() for p in pretraining.parameters())
 
 
