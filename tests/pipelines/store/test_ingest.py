@@ -172,6 +172,8 @@ def test_two_ingests_give_equal_stores_in_equal_order(tmp_path: Path) -> None:
         ingest_demo(data, tmp_path / name)
     assert content(tmp_path / "one") == content(tmp_path / "two")
     assert len(ImageTextStore(tmp_path / "one").files()) == ScenesSource(1200, 8).parts == 4
+    ids = [row["sample_id"] for row in content(tmp_path / "one")]
+    assert ids == sorted(ids) and len(ids) == 1208
 
 
 def test_a_source_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def test_what_is_written_is_read_again_by_us_and_by_pyarrow(table: pa.Table, tmp
     assert [f.name for f in file.parent.iterdir()] == ["a.parquet"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(table: pa.Table, tmp_path: Path,
+@pytest.mark.parametrize("step", ["pyarrow.parquet.write_table", "os.fsync", "pathlib.Path.replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(step: str, table: pa.Table, tmp_path: Path,
                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.parquet"
     write_parquet(table, file)
@@ -75,7 +76,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(table: pa.Table
 
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
-    monkeypatch.setattr("pyarrow.parquet.write_table", fail)
+    monkeypatch.setattr(step, fail)
     with pytest.raises(OSError, match="disk full"):
         write_parquet(table[:1], file)
     assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]

@@ -108,6 +108,20 @@ def test_a_missing_store_names_itself_and_the_mend(tmp_path: Path) -> None:
             ask(ImageTextStore(tmp_path / "nowhere"))
 
 
+def test_a_batch_that_another_process_commits_between_look_and_commit_lands_once(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ImageTextStore(tmp_path).append([rows(["z"])], "zero")
+    write = ImageTextStore._write
+
+    def slow_write(self: ImageTextStore, table: pa.Table, batch_id: str) -> Path:
+        monkeypatch.setattr(ImageTextStore, "_write", write)
+        ImageTextStore(tmp_path).append([rows(["first"])], "one")
+        return write(self, table, batch_id)
+    monkeypatch.setattr(ImageTextStore, "_write", slow_write)
+    ImageTextStore(tmp_path).append([rows(["second"])], "one")
+    assert sorted(ids_of(ImageTextStore(tmp_path))) == ["first", "z"]
+
+
 APPEND = """
 import sys, time
 from pathlib import Path
