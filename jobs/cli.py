@@ -58,7 +58,7 @@ def parse(root: type[T], argv: list[str], *, description: str, defaults_file: Pa
     values = _convert({**below, **above}, schema, mistakes)
     config = _build(root, "", values, mistakes)
     if mistakes:
-        raise UserError("\n".join(mistakes))
+        raise UserError("\n".join(" ".join(mistake.split()) for mistake in mistakes))
     if print_config:
         print(OmegaConf.to_yaml(OmegaConf.structured(config)), end="", flush=True)
         raise SystemExit(0)
@@ -80,7 +80,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except Exception as error:
         if not is_users_mistake(error):
             raise
-        for line in str(error).splitlines():
+        for line in str(error).split("\n"):
             print(f"error: {line}", file=sys.stderr)
         code = 2
     sys.exit(code)
