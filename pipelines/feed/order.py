@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Int64
@@ -43,6 +42,18 @@ class GroupReference:
 
 
 @dataclass(frozen=True)
+class EpochPlan:
+    """An epoch's permutation of the row groups, their sizes, and where in the epoch its windows start (and end).
+
+    A window of empty row groups only has no extent, so no position falls into it.
+    """
+
+    row_groups: Int64[ndarray, " R"]
+    sizes: Int64[ndarray, " R"]
+    bounds: Int64[ndarray, " W+1"]
+
+
+@dataclass(frozen=True)
 class Order:
     """The order of a grouped store whose row groups hold `sizes` groups each."""
 
@@ -50,6 +61,7 @@ class Order:
     window: int
     seed: int
     groups: int = field(init=False)
+    _plans: dict[int, EpochPlan] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         groups = sum(self.sizes)
@@ -63,15 +75,23 @@ class Order:
         """The epoch that position belongs to."""
         return position // self.groups
 
-    def row_groups(self, epoch: int, window: int) -> Int64[ndarray, " W"]:
-        """The row groups of one window, in the epoch's order."""
-        shuffled, _ = _epoch_plan(self, epoch)
-        return shuffled[window * self.window:(window + 1) * self.window]
+    def epoch_plan(self, epoch: int) -> EpochPlan:
+        """The plan of an epoch; the last few are kept."""
+        plan = self._plans.get(epoch)
+        if plan is None:
+            if len(self._plans) >= 4:
+                self._plans.clear()
+            shuffled = generator("row groups", self.seed, epoch).permutation(len(self.sizes)).astype(np.int64)
+            sizes = np.asarray(self.sizes, dtype=np.int64)[shuffled]
+            per_window = np.add.reduceat(sizes, np.arange(0, len(sizes), self.window))
+            plan = EpochPlan(shuffled, sizes, np.concatenate([[0], np.cumsum(per_window)]))
+            self._plans[epoch] = plan
+        return plan
 
     def rows(self, epoch: int, window: int) -> Int64[ndarray, "R 2"]:
         """The (row group, row) of every group of one window, in stream order."""
-        members = self.row_groups(epoch, window)
-        sizes = np.asarray(self.sizes, dtype=np.int64)[members]
+        plan, inside = self.epoch_plan(epoch), slice(window * self.window, (window + 1) * self.window)
+        members, sizes = plan.row_groups[inside], plan.sizes[inside]
         row = np.concatenate([np.arange(size, dtype=np.int64) for size in sizes])
         pairs = np.stack([np.repeat(members, sizes), row], axis=1)
         return pairs[generator("groups of a window", self.seed, epoch, window).permutation(len(pairs))]
@@ -80,7 +100,7 @@ class Order:
         """The windows that hold the positions [start, stop), in order, cut to them."""
         while start < stop:
             epoch, offset = divmod(start, self.groups)
-            _, bounds = _epoch_plan(self, epoch)
+            bounds = self.epoch_plan(epoch).bounds
             window = int(np.searchsorted(bounds, offset, side="right")) - 1
             end = min(stop, epoch * self.groups + int(bounds[window + 1]))
             yield WindowSlice(epoch, window, start, end)
@@ -88,7 +108,7 @@ class Order:
 
     def window_start(self, epoch: int, window: int) -> int:
         """The position of the first group of a window."""
-        return epoch * self.groups + int(_epoch_plan(self, epoch)[1][window])
+        return epoch * self.groups + int(self.epoch_plan(epoch).bounds[window])
 
     def slice_rows(self, part: WindowSlice) -> Int64[ndarray, "R 2"]:
         """The (row group, row) of the groups at positions [part.start, part.stop)."""
@@ -100,18 +120,6 @@ class Order:
         part = next(self.window_slices(position, position + 1))
         row_group, row = self.slice_rows(part)[0]
         return GroupReference(part.epoch, int(row_group), int(row))
-
-
-@lru_cache(maxsize=4)
-def _epoch_plan(order: Order, epoch: int) -> tuple[Int64[ndarray, " R"], Int64[ndarray, " W+1"]]:
-    """The epoch's permutation of row groups, and the offsets in the epoch where its windows start (and the end).
-
-    A window without a group (empty row groups only) has no extent and is never the one that a position falls into.
-    """
-    shuffled = generator("row groups", order.seed, epoch).permutation(len(order.sizes)).astype(np.int64)
-    sizes = np.asarray(order.sizes, dtype=np.int64)[shuffled]
-    per_window = np.add.reduceat(sizes, np.arange(0, len(sizes), order.window))
-    return shuffled, np.concatenate([[0], np.cumsum(per_window)]).astype(np.int64)
 
 
 def rounds(atoms_per_step: int, world: int) -> int:

@@ -101,10 +101,12 @@ def test_an_image_bomb_is_never_decoded() -> None:
         decode_image(bomb)
 
 
-def test_shrinking_by_two_is_the_mean_of_four() -> None:
+@pytest.mark.parametrize("factor", [2, 4])
+def test_shrinking_takes_the_mean_of_what_each_pixel_covers(factor: int) -> None:
     image = RANDOM.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    means = image.reshape(16, 2, 16, 2, 3).astype(float).mean((1, 3))
-    assert np.abs(resize(image, 16) - means).max() <= 0.5
+    size = 32 // factor
+    means = image.reshape(size, factor, size, factor, 3).astype(float).mean((1, 3))
+    assert np.abs(resize(image, size) - means).max() <= 0.5
 
 
 def test_growing_is_linear_between_pixel_centres() -> None:

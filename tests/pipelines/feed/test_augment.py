@@ -54,6 +54,17 @@ def test_a_caption_that_names_a_side_forbids_mirroring(caption: str) -> None:
     assert all(np.array_equal(r, plain) for r in pictures(["a cat"], flip=False))
 
 
+def test_scaled_decoding_keeps_what_the_crop_shows() -> None:
+    blocks = np.random.default_rng(0).integers(0, 2, (75, 100, 1), dtype=np.uint8) * 255
+    data = encode(blocks.repeat(8, 0).repeat(8, 1).repeat(3, 2))
+    full = simplejpeg.decode_jpeg(data)
+    for seed in range(10):
+        top, left, h, w = crop_box(600, 800, 0.1, np.random.default_rng(seed))
+        pixels = training_pixels(data, [], 64, 0.1, False, MAX, np.random.default_rng(seed))
+        expected = resize(full[top:top + h, left:left + w], 64)
+        assert pixels.std() > 0.8 * expected.std()
+
+
 def test_a_crop_of_a_large_jpeg_is_the_crop_of_its_full_decoding() -> None:
     y, x = np.mgrid[0:600, 0:800]
     image = np.stack([x * 255 // 799, y * 255 // 599, (x + y) * 255 // 1398], -1).astype(np.uint8)

@@ -79,6 +79,7 @@ def test_order_depends_on_seed_and_epoch_and_stays_inside_windows() -> None:
     first, second = stream(order, 0, 48), stream(order, 48, 96)
     assert [r[1:] for r in first] != [r[1:] for r in second]
     assert first != stream(Order((4,) * 12, 3, 1), 0, 48)
+    assert {g for _, g, _ in first[:12]} != {g for _, g, _ in second[:12]}
     for start in range(0, 48, 12):
         window = [g for _, g, _ in first[start:start + 12]]
         assert len(set(window)) == 3 and window != sorted(window)
@@ -86,7 +87,8 @@ def test_order_depends_on_seed_and_epoch_and_stays_inside_windows() -> None:
 
 def test_order_is_the_same_for_ever() -> None:
     """A change of these numbers would break the resume of every run that exists."""
-    assert [r[1:] for r in stream(Order((2, 3, 1), 2, 5), 0, 6)] == [(1, 2), (0, 0), (1, 1), (0, 1), (1, 0), (2, 0)]
+    assert [r[1:] for r in stream(Order((2, 1) * 6, 4, 5), 12, 24)] == [
+        (2, 1), (2, 0), (6, 1), (1, 0), (6, 0), (11, 0), (2, 1), (9, 0), (11, 0), (2, 0), (8, 1), (8, 0)]
     assert generator("x", 1, "1").integers(0, 1000, 3).tolist() == [964, 721, 174]
 
 
