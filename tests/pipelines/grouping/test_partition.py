@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipelines.grouping.duplicates import duplicate_labels
 from pipelines.grouping.neighbours import nearest_of_another_class
-from pipelines.grouping.partition import greedy, improve, pad, partition, random_partition
+from pipelines.grouping.partition import greedy, improve, pad, partition, random_partition, replace_padding
 from pipelines.grouping.quality import useful_cosine
 from pipelines.grouping.swaps import clash_change, remove_clashes, swap_gain, swap_pass
 
@@ -156,21 +156,17 @@ def test_clashes_are_removed_from_a_bad_start() -> None:
 
 
 def test_padding_copies_are_near_and_of_another_class() -> None:
-    rng = np.random.default_rng(0)
-    vectors = np.repeat(np.eye(5, dtype=np.float32), 5, axis=0) + 0.05 * rng.random((25, 5), np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    labels = np.full((25, 1), -1, np.int32)
-    labels[:2] = 0  # the two nearest of cluster 0 are duplicates
-    groups, real = group(vectors, labels, 4)
-    row = int(np.flatnonzero(~real.all(axis=1))[0])
-    members, flags = groups[row], real[row]
-    assert flags.tolist() == sorted(flags.tolist(), reverse=True)
-    assert not {0, 1} <= set(members.tolist())
-    for place in np.flatnonzero(~flags):
-        similarity = vectors @ vectors[members[:place]].sum(axis=0)
-        better = np.flatnonzero(similarity > similarity[members[place]] + 1e-6)
-        clashing = {1 - m for m in members[:place].tolist() if m in (0, 1)}
-        assert set(better.tolist()) <= set(members[:place].tolist()) | clashing
+    angles = np.radians([0, 1, 2, 40, 50, 90, 91])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    labels = np.array([[0], [0], [-1], [-1], [-1], [-1], [-1]], np.int32)  # 0 and 1 are duplicates
+    groups, real = replace_padding(vectors, labels, np.array([[7, 0, 8], [1, 2, 3], [4, 5, 6]]))
+    assert groups.tolist() == [[0, 2, 3], [1, 2, 3], [4, 5, 6]]
+    assert real.tolist() == [[True, False, False], [True] * 3, [True] * 3]
+
+
+def test_padding_takes_a_duplicate_where_there_is_nothing_else() -> None:
+    groups, real = replace_padding(np.ones((3, 1), np.float32), np.zeros((3, 1), np.int32), np.array([[0, 1], [2, 3]]))
+    assert groups.tolist() == [[0, 1], [2, 0]] and real.tolist() == [[True, True], [True, False]]
 
 
 @pytest.mark.parametrize("method", ["similar", "random"])
