@@ -126,9 +126,8 @@ def _binary_column(values: ndarray) -> pa.FixedSizeBinaryArray:
 
 def array_column(block: pa.Table, name: str) -> ndarray:
     """The numbers of an array column [rows, numbers of a row], without a copy where the block is in one piece."""
-    column = block[name].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks)
+    chunked = block[name]
+    column = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
     width = column.type.byte_width
     values = np.frombuffer(column.buffers()[1], np.uint8, len(column) * width, column.offset * width)
     return values.view(ARRAYS[name]).reshape(len(column), -1)

@@ -55,8 +55,8 @@ def test_a_caption_that_names_a_side_forbids_mirroring(caption: str) -> None:
 
 
 def test_scaled_decoding_keeps_what_the_crop_shows() -> None:
-    blocks = np.random.default_rng(0).integers(0, 2, (75, 100, 1), dtype=np.uint8) * 255
-    data = encode(blocks.repeat(8, 0).repeat(8, 1).repeat(3, 2))
+    blocks = np.random.default_rng(0).integers(0, 2, (150, 200, 1), dtype=np.uint8) * 255
+    data = encode(blocks.repeat(4, 0).repeat(4, 1).repeat(3, 2))
     full = simplejpeg.decode_jpeg(data)
     for seed in range(10):
         top, left, h, w = crop_box(600, 800, 0.1, np.random.default_rng(seed))
