@@ -1,6 +1,9 @@
 """The carrying neuron layer, against SpikingJelly's own multi-step neurons."""
 from __future__ import annotations
 
+import importlib
+import os
+
 import pytest
 import torch
 from spikingjelly.activation_based import neuron, surrogate
@@ -139,3 +142,14 @@ def test_rate_is_the_mean_of_the_last_spikes_by_channel() -> None:
     spikes = neurons(currents(), G)
     torch.testing.assert_close(neurons.rate, spikes.mean(dim=(0, 1, 3, 4)))
     assert not neurons.rate.requires_grad
+
+
+@pytest.mark.parametrize(("kernel", "implementation"), [("torch", "torch"), ("triton", "triton"), ("cupy", "cuda")])
+@pytest.mark.parametrize("kind", ["lif", "plif", "if"])
+def test_a_kernel_is_chosen_by_the_variable_that_spikingjelly_reads(monkeypatch: pytest.MonkeyPatch, kind: str,
+                                                                    kernel: str, implementation: str) -> None:
+    operators = importlib.import_module("spikingjelly._ops." + {"if": "if_"}.get(kind, kind))
+    variable = operators._selection._environment_variable
+    monkeypatch.setenv(variable, "auto")
+    layer("detach", neuron=kind, kernel=kernel)
+    assert os.environ[variable] == implementation
