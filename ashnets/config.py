@@ -209,7 +209,7 @@ class ITMConfig:
     weight: float = 1.0
     """Weight in the total loss."""
     negatives: Literal["hard", "random"] = "hard"
-    """`hard`: random negatives that turn into in-group hard ones over `hard_from`; `random`: always random."""
+    """`hard`: random negatives that turn into in-group hard ones over `hard_ramp`; `random`: always random."""
     hard_ramp: float = 0.6
     """Share of training over which random negatives turn to hard ones."""
 

@@ -69,7 +69,8 @@ class StepStatistics:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, forwards: list[Callable[[], object]]) -> None:
+def recalibrate(model: nn.Module, forwards: list[Callable[[], object]],
+                reduce: Reduce = lambda total: total) -> None:
     """Replace all running statistics by plain means over `forwards`, each one a call of the model from rest.
 
     Short runs leave running statistics behind the weights; a model that is exported or scored gets this first.
@@ -77,7 +78,7 @@ def recalibrate(model: nn.Module, forwards: list[Callable[[], object]]) -> None:
     """
     if not forwards:
         raise ValueError("recalibration needs at least one micro-batch")
-    statistics = StepStatistics(model, momentum=1.0)
+    statistics = StepStatistics(model, momentum=1.0, reduce=reduce)
     statistics.begin_step()
     for forward in forwards:
         forward()

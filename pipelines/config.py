@@ -181,8 +181,8 @@ class EvaluationConfig:
 
     retrieval_split: str = "val"
     """Split of the store for retrieval, ITM, MLM, MVM and STUA."""
-    unseen_split: str = "unseen"
-    """Split of unseen things (keys retrieval_unseen/...); empty: none."""
+    unseen_split: str = ""
+    """Split of things that training never shows (keys retrieval_unseen/...), such as the demo's; empty: none."""
     validate_samples: int = 256
     """Samples of each split used by validations during training; the final evaluation uses all."""
     rerank: int = 32

@@ -12,7 +12,7 @@ from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.resume import check_resumable, save_config
 from pipelines.training.job import TrainingJob
 from pipelines.training.lease import Lease
-from pipelines.training.preflight import check_cpus, check_model, check_writable, choose_device
+from pipelines.training.preflight import check_cpus, check_model, check_splits, check_writable, choose_device
 
 
 def pretrain(config: PretrainConfig, root: Path) -> None:
@@ -47,6 +47,7 @@ def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
 
 def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, attempt: int) -> None:
     from pipelines.grouping.build import build_groups
+    from pipelines.report.stages import StageProgress
     from pipelines.report.summary import print_summary, write_summary
     from pipelines.store.ingest import ingest_demo
     from pipelines.store.table import ImageTextStore
@@ -58,10 +59,11 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, att
     store = ImageTextStore(store_path)
     if not store.exists():
         print(f"store: building {store_path}", flush=True)
-        report = ingest_demo(config.data, store_path, print)
+        report = ingest_demo(config.data, store_path, StageProgress())
         print(f"store: {report.rows_by_split} rows, quarantined {report.quarantined or 'none'}", flush=True)
     pin = pinned(run, store_path, store.version(), groups_folder(config, store_path, store.version()))
-    groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), print)
+    check_splits(config, store, pin.version)
+    groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), StageProgress())
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
     print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {config.scaling.workers} workers on {device}, "
           f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)

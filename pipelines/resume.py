@@ -41,8 +41,8 @@ def changed(config: PretrainConfig, run: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def check_resumable(config: PretrainConfig, run: Path) -> None:
-    """Raise UserError, showing the difference, where `config` would change the mathematics of an existing run."""
-    if not (run / "config.yaml").exists():
+    """Raise UserError, showing the difference, where `config` would change the mathematics of a run with checkpoints."""
+    if not (run / "config.yaml").exists() or not any((run / "checkpoints").glob("step-*")):
         return
     grave = {key: values for key, values in changed(config, run).items() if not key.startswith(HARMLESS)}
     if grave:

@@ -116,7 +116,8 @@ def worker():
 print(*ray.get(worker.remote()), sep="\\n")
 import os, psutil
 ours = {{os.getpid()}} | {{child.pid for child in psutil.Process().children(recursive=True)}}
-addresses = {{c.laddr.ip.removeprefix("::ffff:") for c in psutil.net_connections("inet") if c.pid in ours and c.status == "LISTEN"}}
+listening = [c for c in psutil.net_connections("inet") if c.pid in ours and c.status == "LISTEN"]
+addresses = {{c.laddr.ip.removeprefix("::ffff:") for c in listening}}
 print(",".join(sorted(addresses)))
 """
 

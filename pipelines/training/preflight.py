@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
+from pipelines.store.table import ImageTextStore
 
 
 def check_writable(run: Path) -> None:
@@ -52,3 +53,13 @@ def choose_device(config: PretrainConfig) -> str:
         raise UserError(f"scaling.device=gpu with scaling.workers={workers} needs as many GPUs; the cluster has "
                         f"{gpus}: lower scaling.workers, or use scaling.device=cpu")
     return "cuda" if wanted == "gpu" or (wanted == "auto" and gpus >= workers) else "cpu"
+
+
+def check_splits(config: PretrainConfig, store: ImageTextStore, version: int) -> None:
+    """UserError unless the store has samples to train on and every split that is evaluated."""
+    wanted = {"train": "the training split", config.evaluation.retrieval_split: "evaluation.retrieval_split",
+              config.evaluation.unseen_split: "evaluation.unseen_split"}
+    for split, key in wanted.items():
+        if split and not store.count(split, version):
+            raise UserError(f"data.store={store.path}: version {version} has no samples of split {split!r} ({key}): "
+                            "ingest some, or name another split")

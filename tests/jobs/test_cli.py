@@ -111,7 +111,8 @@ def test_no_words_make_a_trace(words: list[str]) -> None:
 
 def test_every_mistake_is_named_at_once() -> None:
     found = mistakes("wheels=many", "engine.powr=3", "engine.fuel=coal", "engine.gears=[]", "engine.power=-1",
-                     "loud=7.5", "engine.range_km=[1]", "power=2", "--fast", "engine=3", "engine.gears=[a", "gears", "wheels=1.5")
+                     "loud=7.5", "engine.range_km=[1]", "power=2", "--fast", "engine=3", "engine.gears=[a",
+                     "gears", "wheels=1.5")
     text = "\n".join(found)
     assert "engine.powr: unknown key; did you mean engine.power?" in text
     assert "power: unknown key; did you mean engine.power? (--help lists all)" in found
