@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs import cli
@@ -90,17 +90,20 @@ def test_values_are_of_their_fields_type(tmp_path: Path) -> None:
     assert toy("name=a=b").name == "a=b"
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-300, max_value=1e300), st.integers(-10**12, 10**12), st.booleans())
 def test_any_number_survives(power: float, wheels: int, loud: bool) -> None:
     assert toy(f"engine.power={power!r}", f"wheels={wheels}", f"loud={loud}") == Toy(
         wheels=wheels, loud=loud, engine=Engine(power=power))
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="$\\")).filter(lambda text: text != "???"))
 def test_any_text_survives(text: str) -> None:
     assert toy(f"name={text}").name == text
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=12), max_size=4))
 def test_no_words_make_a_trace(words: list[str]) -> None:
     try:
