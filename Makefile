@@ -44,9 +44,12 @@ $(STAMP):
 		echo "set-up 1/5: create .venv with $(PYTHON)"; \
 		$(PYTHON) -m venv --clear .venv || { echo "error: no venv (on Debian: apt install python3.11-venv)" >&2; exit 2; }; \
 	fi
-	@echo "set-up 2/5: install uv as locked"
-	@$(UV_LOCK) > .venv/uv.lock
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv/uv.lock
+	@if ! .venv/bin/uv --version >/dev/null 2>&1; then \
+		echo "set-up 2/5: install uv as locked"; \
+		$(UV_LOCK) > .venv/uv.lock; \
+		.venv/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps \
+			--require-hashes -r .venv/uv.lock; \
+	fi
 	@echo "set-up 3/5: install the locked packages, about 8 GB, and compile their bytecode"
 	.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes --compile-bytecode requirements.lock
 	@echo "set-up 4/5: install this project as an editable package"
