@@ -30,7 +30,7 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
     from pipelines.report.summary import finished_summary, print_summary
     done = finished_summary(run)
     if done and done["steps"] >= stop_step(config, done["schedule_steps"]):
-        print(f"run {config.run.name} is finished already: {done['steps']} steps. Choose another run.name to train anew.")
+        print(f"run {config.run.name} is finished already ({done['steps']} steps); to train anew, name another run.name")
         print_summary(run, done)
         return
     check_model(config)

@@ -41,7 +41,7 @@ def changed(config: PretrainConfig, run: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def check_resumable(config: PretrainConfig, run: Path) -> None:
-    """Raise UserError, showing the difference, where `config` would change the mathematics of a run with checkpoints."""
+    """Raise UserError, showing the difference, where `config` changes the mathematics of a run with checkpoints."""
     if not (run / "config.yaml").exists() or not any((run / "checkpoints").glob("step-*")):
         return
     grave = {key: values for key, values in changed(config, run).items() if not key.startswith(HARMLESS)}

@@ -1,7 +1,7 @@
 """Held-out evaluation, always from rest: what every task means, beside its loss."""
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from ashnets.processing import Tokenizer
 from ashnets.tasks.pretraining import PretrainingModel
 from pipelines.config import PretrainConfig
 from pipelines.evaluation.features import Features, extract
-from pipelines.evaluation.pairs import pair_metrics, pair_totals
+from pipelines.evaluation.pairs import Totals, pair_metrics, pair_totals
 from pipelines.evaluation.rerank import reranked
 from pipelines.evaluation.split import HeldOutSplit
 from pipelines.feed.plan import feed_plan
@@ -79,10 +79,14 @@ def retrieval(split: HeldOutSplit, features: Features) -> dict[str, float]:
     return recalls(features.image @ features.text.T, split.image_of_caption, split.caption_class, split.image_class)
 
 
-def sum_totals(totals: Counter[str]) -> Counter[str]:
+def sum_totals(totals: Totals) -> Totals:
     """Totals of all ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return totals
-    parts: list[Counter[str]] = [totals] * dist.get_world_size()
+    parts: list[Totals] = [totals] * dist.get_world_size()
     dist.all_gather_object(parts, totals)
-    return sum(parts, Counter())
+    summed: Totals = defaultdict(float)
+    for part in parts:
+        for name, value in part.items():
+            summed[name] += value
+    return summed

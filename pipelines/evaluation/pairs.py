@@ -1,7 +1,7 @@
 """What the fusion understands of held-out pairs: ITM, MLM and MVM by their meaning, with totals that ranks can add."""
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,6 +17,9 @@ from pipelines.evaluation.features import Features
 from pipelines.evaluation.split import HeldOutSplit
 from pipelines.feed.masking import mask_tokens
 from pipelines.feed.order import generator
+
+Totals = defaultdict[str, float]
+"""Counts and sums by name."""
 
 SEED = 7
 """Seed of the evaluation's own draws: negatives, masks."""
@@ -38,9 +41,9 @@ def wrong_texts(split: HeldOutSplit, own: Int64[Tensor, "O"], similarity: Float[
 
 @torch.no_grad()
 def pair_totals(model: PretrainingModel, split: HeldOutSplit, features: Features, tokenizer: Tokenizer,
-                mask_rate: float, batch: int, device: torch.device) -> Counter[str]:
+                mask_rate: float, batch: int, device: torch.device) -> Totals:
     """Counts and sums over this rank's images, each with its first caption, for `pair_metrics`."""
-    totals: Counter[str] = Counter()
+    totals: Totals = defaultdict(float)
     random_text, hard_text = wrong_texts(split, features.own, features.image[features.own] @ features.text.T)
     true_text = split.first_caption[features.own]
     other_image = torch.arange(len(features.own)).roll(1)
@@ -62,7 +65,7 @@ def pair_totals(model: PretrainingModel, split: HeldOutSplit, features: Features
     return totals
 
 
-def _add_mlm(totals: Counter[str], model: PretrainingModel, split: HeldOutSplit, texts: Int64[Tensor, "B"],
+def _add_mlm(totals: Totals, model: PretrainingModel, split: HeldOutSplit, texts: Int64[Tensor, "B"],
              right: Float[Tensor, "B N D"], wrong: Float[Tensor, "B N D"], tokenizer: Tokenizer,
              mask_rate: float) -> None:
     assert model.mlm is not None
@@ -77,7 +80,7 @@ def _add_mlm(totals: Counter[str], model: PretrainingModel, split: HeldOutSplit,
     totals["mlm/words"] += float((labels != IGNORED).sum())
 
 
-def _add_mvm(totals: Counter[str], model: PretrainingModel, split: HeldOutSplit, features: Features, rows: slice,
+def _add_mvm(totals: Totals, model: PretrainingModel, split: HeldOutSplit, features: Features, rows: slice,
              texts: Int64[Tensor, "B"], device: torch.device) -> None:
     """Losses of masked tokens, and the targets' sums, of which the best constant prediction is made."""
     assert model.mvm is not None
@@ -95,7 +98,7 @@ def _add_mvm(totals: Counter[str], model: PretrainingModel, split: HeldOutSplit,
         totals[f"mvm/frequency/{unit}"] += value
 
 
-def pair_metrics(model: PretrainingModel, totals: Counter[str]) -> dict[str, float]:
+def pair_metrics(model: PretrainingModel, totals: Totals) -> dict[str, float]:
     """Accuracies from summed totals; a decision about a pair counts half true pairs, half wrong ones."""
     metrics: dict[str, float] = {}
     if totals["pairs"]:

@@ -89,7 +89,7 @@ def whole_blocks(shard: DataIterator, plan: FeedPlan, start_step: int, stop_step
     """The blocks of one rank's shard as they are; RuntimeError where their number is not the plan's."""
     expected = (stop_step - start_step) * rounds(plan.atoms_per_step, world)
     count = 0
-    for block in shard.iter_batches(batch_size=None, batch_format="pyarrow",  # type: ignore[arg-type]
+    for block in shard.iter_batches(batch_size=None, batch_format="pyarrow",
                                     prefetch_batches=1):
         count += 1
         yield block

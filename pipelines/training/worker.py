@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from ashnets.running_statistics import recalibrate
+from cluster import comm_op
 from pipelines.evaluation.held_out import HeldOut
 from pipelines.feed.batches import local_batches
 from pipelines.feed.stream import train_batches
@@ -28,6 +30,8 @@ def train_worker(settings: dict[str, TrainingJob]) -> None:
     job = settings["job"]
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    if job.device == "cpu":
+        comm_op.load()
     device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
     engine = Engine(build_model(job.config), job.config.train, zero_stage=job.config.scaling.zero_stage,
                     world_size=world, seed=job.config.run.seed, device=device)
@@ -60,8 +64,7 @@ def export(engine: Engine, job: TrainingJob, rank: int, world: int) -> None:
     atoms = list(islice(local_batches(job.plan, 0, steps, rank, world), per_rank))
     engine.model.train()
     with torch.no_grad():
-        recalibrate(engine.model, [
-            lambda pixels=atom.pixels: engine.model.model.encode_image(pixels.to(engine.device)) for atom in atoms],
-            reduce=sum_over_ranks)
+        recalibrate(engine.model, [partial(engine.model.model.encode_image, atom.pixels.to(engine.device))
+                                   for atom in atoms], reduce=sum_over_ranks)
     engine.export_weights(Path(job.run) / "export" / "model.safetensors")
     dist.barrier()

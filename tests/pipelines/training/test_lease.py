@@ -26,7 +26,8 @@ def test_a_live_run_is_refused_by_name_and_taken_over_after_a_kill(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"pid {other.pid} on \S+ has it since .*run.takeover=true"), Lease(tmp_path):
+        told = rf"pid {other.pid} on \S+ has it since .*run.takeover=true"
+        with pytest.raises(UserError, match=told), Lease(tmp_path):
             pass
     finally:
         other.kill()
