@@ -1,0 +1,71 @@
+"""`ray job submit -- python jobs/pretrain.py`, as the system is used: where it writes, how it exits."""
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, Finished, Jobs
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def head(jobs: Jobs, tiny: Finished) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head started after a run of ours, as in `make pretrain` and then `ray start --head`: dashboard and environment.
+
+    It is stopped by its own processes' ids, never by `ray stop`, which would end other clusters too.
+    """
+    environment = jobs.environment() | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "RAY_USAGE_STATS_ENABLED": "0"}
+    dashboard = free_port()
+    head = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={dashboard}",
+         f"--dashboard-agent-listen-port={free_port()}", "--ray-client-server-port=0",
+         f"--temp-dir=/tmp/ray-submit-{os.getpid()}"],
+        env=environment, cwd=jobs.home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+        head.terminate()
+        head.wait(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for process in alive:
+            process.kill()
+
+
+def submit(dashboard: str, environment: dict[str, str], *keys: str) -> subprocess.CompletedProcess[str]:
+    for _ in range(40):
+        result = subprocess.run(
+            [RAY, "job", "submit", "--address", dashboard, "--working-dir", str(REPOSITORY), "--", "python",
+             "jobs/pretrain.py", "--config", "tests/e2e/tiny.yaml", *keys],
+            env=environment, capture_output=True, text=True, timeout=240)
+        if "Failed to connect to Ray" not in result.stderr + result.stdout:
+            return result
+    return result
+
+
+def test_a_submitted_job_trains_below_home_and_exits_truthfully(head, jobs: Jobs):
+    dashboard, environment = head
+    done = submit(dashboard, environment, f"data.store={jobs.store}", "train.max_steps=3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((jobs.home / "ashnets" / "runs" / "tiny" / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("stopped", 3)
+    mistake = submit(dashboard, environment, f"data.store={jobs.store}", "train.max_step=3")
+    assert mistake.returncode != 0
+    assert "did you mean train.max_steps?" in mistake.stdout and "Traceback" not in mistake.stdout
