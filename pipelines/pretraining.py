@@ -12,7 +12,14 @@ from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.resume import check_resumable, save_config
 from pipelines.training.job import TrainingJob
 from pipelines.training.lease import Lease
-from pipelines.training.preflight import check_cpus, check_model, check_splits, check_writable, choose_device
+from pipelines.training.preflight import (
+    check_cpus,
+    check_model,
+    check_same_world,
+    check_splits,
+    check_writable,
+    choose_device,
+)
 
 
 def pretrain(config: PretrainConfig, root: Path) -> None:
@@ -30,10 +37,11 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
     from pipelines.report.summary import finished_summary, print_summary
     done = finished_summary(run)
     if done and done["steps"] >= stop_step(config, done["schedule_steps"]):
-        print(f"run {config.run.name} is finished already ({done['steps']} steps); to train anew, name another run.name")
+        print(f"run {config.run.name} is finished already: {done['steps']} steps; another run.name trains anew")
         print_summary(run, done)
         return
     check_model(config)
+    check_same_world(config, run)
     with Lease(run, takeover=config.run.takeover) as lease:
         save_config(replace(config, run=replace(config.run, takeover=False)), run)
         connect()
@@ -46,6 +54,7 @@ def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
 
 
 def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, attempt: int) -> None:
+    from pipelines.evaluation.final import evaluate_export
     from pipelines.grouping.build import build_groups
     from pipelines.report.stages import StageProgress
     from pipelines.report.summary import print_summary, write_summary
@@ -70,7 +79,8 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, att
     with TrainingProgress(run, job.stop_step):
         fit(job)
     print("evaluation: held-out data, from rest", flush=True)
-    summary = write_summary(job)
+    final = evaluate_export(job)
+    summary = write_summary(job, final)
     print_summary(run, summary)
 
 

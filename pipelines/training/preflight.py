@@ -63,3 +63,12 @@ def check_splits(config: PretrainConfig, store: ImageTextStore, version: int) ->
         if split and not store.count(split, version):
             raise UserError(f"data.store={store.path}: version {version} has no samples of split {split!r} ({key}): "
                             "ingest some, or name another split")
+
+
+def check_same_world(config: PretrainConfig, run: Path) -> None:
+    """UserError where the newest checkpoint was written by another number of workers (its shards do not fit)."""
+    from pipelines.training import checkpoint
+    found = checkpoint.newest(run)
+    if found and found[1].world_size != config.scaling.workers:
+        raise UserError(f"run {run.name} was checkpointed by scaling.workers={found[1].world_size}, not by "
+                        f"{config.scaling.workers}: resume on as many workers, or use another run.name")

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 
 import ray.data
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pipelines.errors import FinalError, UserError
 from pipelines.feed.stream import FeedDataConfig
 from pipelines.training import checkpoint
+from pipelines.training.failure import EndAtOnce
 from pipelines.training.job import TrainingJob
-from pipelines.training.worker import train_worker
 
 RESTARTS = 3
 """Worker-group restarts in one launch before it gives up (the same command continues later)."""
@@ -23,8 +24,15 @@ def _start_step(run: Path) -> int:
     return found[1].step if found else 0
 
 
+def _train_worker(settings: dict[str, TrainingJob]) -> None:
+    from pipelines.training.worker import train_worker  # in the worker only: the driver needs no DeepSpeed
+
+    train_worker(settings)
+
+
 def fit(job: TrainingJob) -> None:
-    """Run the worker group until the job's stop step, restarting it after crashes; raises what ended it.
+    """Run the worker group until the job's stop step, restarting it after deaths; raises what ended it: at once
+    UserError or FinalError with the worker's message, ray.train.TrainingFailedError after too many deaths.
 
     Ray gets a fresh, disposable directory each time: which checkpoint counts is decided by ours alone.
     """
@@ -36,7 +44,7 @@ def fit(job: TrainingJob) -> None:
     ray_directory = tempfile.mkdtemp(prefix="ray-train-", dir=run)
     try:
         TorchTrainer(
-            train_worker,
+            _train_worker,
             train_loop_config={"job": job},
             datasets={"train": ray.data.range(1)},
             dataset_config=FeedDataConfig(job.plan, lambda: _start_step(run), job.stop_step),
@@ -46,7 +54,12 @@ def fit(job: TrainingJob) -> None:
                 resources_per_worker={"CPU": config.scaling.cpus_per_worker} | ({"GPU": 1} if on_gpu else {})),
             run_config=RunConfig(
                 name="train", storage_path=ray_directory, worker_runtime_env={"env_vars": environment},
+                callbacks=[EndAtOnce()],
                 failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS)),
         ).fit()
+    except ControllerError as error:
+        if isinstance(error.controller_failure, UserError | FinalError):
+            raise error.controller_failure from None
+        raise
     finally:
         shutil.rmtree(ray_directory, ignore_errors=True)
