@@ -64,7 +64,7 @@ def decode_image(data: bytes, min_height: int = 0, min_width: int = 0,
         if data.startswith(_JPEG):
             pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=min_height, min_width=min_width)
         else:
-            pixels = _decode_other(data)
+            pixels = rgb(_open_other(data))
     except Exception as error:  # decoders raise a dozen types on damaged input
         raise BadSample("undecodable", str(error)) from error
     return _upright(pixels, orientation)
@@ -88,8 +88,12 @@ def centre_square(image: UInt8[ndarray, "H W 3"]) -> UInt8[ndarray, "S S 3"]:
 
 def image_to_pixels(data: bytes, size: int, max_pixels: int = MAX_PIXELS) -> UInt8[ndarray, "3 size size"]:
     """The evaluation preprocessing: decode, centre square, resize. Raises BadSample."""
-    image = centre_square(decode_image(data, size, size, max_pixels))
-    return np.ascontiguousarray(resize(image, size).transpose(2, 0, 1))
+    return square_pixels(decode_image(data, size, size, max_pixels), size)
+
+
+def square_pixels(image: UInt8[ndarray, "H W 3"], size: int) -> UInt8[ndarray, "3 size size"]:
+    """The evaluation preprocessing behind decoding: centre square, resize, channels first."""
+    return np.ascontiguousarray(resize(centre_square(image), size).transpose(2, 0, 1))
 
 
 def caption_class(text: str) -> int:
@@ -151,8 +155,8 @@ def _open_other(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=_OTHER_FORMATS)
 
 
-def _decode_other(data: bytes) -> UInt8[ndarray, "H W 3"]:
-    image = _open_other(data)
+def rgb(image: Image.Image) -> UInt8[ndarray, "H W 3"]:
+    """A PIL image as RGB; transparency becomes white."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

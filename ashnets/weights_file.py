@@ -1,9 +1,11 @@
 """A model's weights as one safetensors file: every tensor once, tied ones under their first name, checked on load."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,15 +16,28 @@ def _first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write parameters and buffers of `model`; the file appears whole or not at all."""
+def save_weights(model: nn.Module, path: Path, step: int | None = None) -> None:
+    """Write parameters and buffers of `model`; the file appears whole or not at all.
+
+    `step`, the optimizer steps that they had, goes into the file's metadata (`trained_steps`).
+    """
     state: dict[str, Tensor] = model.state_dict()
     unique = {name: state[name].detach().cpu().clone().contiguous()
               for name, first in _first_names(model).items() if name == first}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    save_file(unique, temporary)
+    save_file(unique, temporary, {"format": "pt"} | ({} if step is None else {"step": str(step)}))
+    temporary.chmod(0o644)  # safetensors keeps its files to their owner
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def trained_steps(path: Path) -> int | None:
+    """The optimizer steps that the weights in `path` had; None where the file does not say."""
+    with safe_open(path, "pt") as file:
+        step = (file.metadata() or {}).get("step")
+    return None if step is None else int(step)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

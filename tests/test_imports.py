@@ -62,6 +62,8 @@ def test_the_scan_sees_every_form_of_import(source: str) -> None:
 def test_packages_have_empty_init_files() -> None:
     for package in PACKAGES:
         for path in (REPOSITORY / package).rglob("__init__.py"):
+            if path == REPOSITORY / "ashnets" / "__init__.py":
+                continue  # it is lazy: tests/ashnets/test_pretrained.py
             assert path.read_text(encoding="utf-8").strip() == "", f"{path} makes every import of the package heavy"
 
 
