@@ -6,7 +6,6 @@ place), the assignments. Mistakes are collected and reported together.
 from __future__ import annotations
 
 import difflib
-import dis
 import math
 import os
 import re
@@ -24,12 +23,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jobs.fields import Field, legal_values, walk
-from pipelines.errors import UserError
+from pipelines.errors import FinalError, UserError, is_users_mistake
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "jobs" / "configs"
-OUR_PACKAGES = tuple(REPOSITORY / name for name in ("ashnets", "pipelines", "jobs", "cluster"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader, such as `head`, has enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except FinalError as error:  # it says what happened in the worker; the driver's own trace says nothing
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except Exception as error:
         if not is_users_mistake(error):
             raise
@@ -84,24 +85,6 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             print(f"error: {line}", file=sys.stderr)
         code = 2
     sys.exit(code)
-
-
-def is_users_mistake(error: Exception) -> bool:
-    """Whether our own code raised `error` to tell the user of a mistake.
-
-    True for UserError, and for a ValueError or FileNotFoundError from a `raise` statement of our packages; one that
-    comes out of a library, or out of a failing built-in such as `int("x")`, is unexpected and keeps its trace.
-    """
-    if isinstance(error, UserError):
-        return True
-    last = error.__traceback__
-    if last is None or not isinstance(error, ValueError | FileNotFoundError):
-        return False
-    while last.tb_next is not None:
-        last = last.tb_next
-    code = last.tb_frame.f_code
-    ours = any(package in Path(code.co_filename).resolve().parents for package in OUR_PACKAGES)
-    return ours and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def help_text(root: type[Any], description: str, defaults_file: Path | None) -> str:

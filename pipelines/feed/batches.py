@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from ashnets.batch import MicroBatch
+from pipelines.errors import FinalError
 from pipelines.feed.order import rounds
 from pipelines.feed.plan import FeedPlan as FeedPlan
 from pipelines.feed.plan import feed_plan as feed_plan
@@ -27,7 +28,7 @@ class BatchIterator(Iterator[MicroBatch]):
         self._step, self._round = start_step, 0
 
     def __next__(self) -> MicroBatch:
-        """The next micro-batch; RuntimeError where the block is not the one that stands here in the global order."""
+        """The next micro-batch; FinalError where the block is not the one that stands here in the global order."""
         block = next(self._blocks)
         self._check(block)
         self.bad.update(reason for reasons in block["bad"].to_pylist() for reason in reasons)
@@ -42,7 +43,7 @@ class BatchIterator(Iterator[MicroBatch]):
         expected = [first + i if real else -1 for i in range(plan.groups_per_atom)]
         found = block["position"].to_pylist()
         if found != expected:
-            raise RuntimeError(
+            raise FinalError(
                 f"feed: rank {self._rank} of {self._world} expected the groups at positions {expected[0]} to "
                 f"{expected[-1]} (step {self._step}) and got {found[:1]} to {found[-1:]} ({len(found)} groups): the "
                 "stream was started at another step, or Ray Data changed its order (preserve_order off?)")

@@ -13,6 +13,7 @@ import ray.data
 import ray.train
 from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
+from pipelines.errors import FinalError
 from pipelines.feed.order import rounds
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import GroupedStream
@@ -72,7 +73,7 @@ class FeedDataConfig(ray.train.DataConfig):
 def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, world: int) -> BatchIterator:
     """Inside a Ray Train worker: the micro-batches of `rank` at steps [start_step, stop_step).
 
-    Raises RuntimeError where Ray Data delivers anything else than the global order, or too little of it.
+    Raises FinalError where Ray Data delivers anything else than the global order, or too little of it.
     """
     # Here and not above, so that the process which builds the stream never loads torch.
     from pipelines.feed.batches import BatchIterator
@@ -86,7 +87,7 @@ def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, wo
 
 def whole_blocks(shard: DataIterator, plan: FeedPlan, start_step: int, stop_step: int,
                  world: int) -> Iterator[pa.Table]:
-    """The blocks of one rank's shard as they are; RuntimeError where their number is not the plan's."""
+    """The blocks of one rank's shard as they are; FinalError where their number is not the plan's."""
     expected = (stop_step - start_step) * rounds(plan.atoms_per_step, world)
     count = 0
     for block in shard.iter_batches(batch_size=None, batch_format="pyarrow",
@@ -94,4 +95,4 @@ def whole_blocks(shard: DataIterator, plan: FeedPlan, start_step: int, stop_step
         count += 1
         yield block
     if count != expected:
-        raise RuntimeError(f"feed: Ray Data delivered {count} micro-batches, the plan has {expected}")
+        raise FinalError(f"feed: Ray Data delivered {count} micro-batches, the plan has {expected}")

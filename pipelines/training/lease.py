@@ -17,14 +17,14 @@ from pathlib import Path
 import psutil
 from filelock import FileLock
 
-from pipelines.errors import UserError
+from pipelines.errors import FinalError, UserError
 from pipelines.files import write_atomically
 
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
 
 
-class Fenced(RuntimeError):
+class Fenced(FinalError):
     """Another launch has taken the run over: this one must write nothing more."""
 
 

@@ -10,12 +10,13 @@ import torch
 
 from ashnets.batch import MicroBatch
 from ashnets.tasks.pretraining import PretrainingOutput
+from pipelines.errors import FinalError
 from pipelines.training.engine import Engine, sum_over_ranks
 from pipelines.training.job import TrainingJob
 from pipelines.training.schedule import learning_rate
 
 
-class NonFinite(RuntimeError):
+class NonFinite(FinalError):
     """A loss or gradient that is not a number: training must not go on."""
 
 

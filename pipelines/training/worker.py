@@ -17,6 +17,7 @@ from pipelines.feed.batches import local_batches
 from pipelines.feed.stream import train_batches
 from pipelines.training import checkpoint
 from pipelines.training.engine import Engine, sum_over_ranks
+from pipelines.training.failure import final_errors
 from pipelines.training.job import TrainingJob
 from pipelines.training.loop import train
 from pipelines.training.model import build_model
@@ -27,9 +28,13 @@ RECALIBRATION_ATOMS = 8
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train `settings["job"]` on this rank."""
-    job = settings["job"]
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
+    with final_errors(rank):
+        _train(settings["job"], rank, world)
+
+
+def _train(job: TrainingJob, rank: int, world: int) -> None:
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     if job.device == "cpu":
         comm_op.load()
     device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
