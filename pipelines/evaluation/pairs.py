@@ -29,11 +29,11 @@ def wrong_texts(split: HeldOutSplit, own: Int64[Tensor, "O"], similarity: Float[
                 ) -> tuple[Int64[Tensor, "O"], Int64[Tensor, "O"]]:
     """For each image a random wrong caption, and the wrong caption that ITC finds most similar.
 
-    A caption is wrong where neither its picture nor its words are the image's.
+    A caption is wrong where its words are not among those of the image's picture.
     """
-    right_class = torch.stack([split.image_class[split.image_of_caption] == split.image_class[i] for i in own.tolist()])
-    same_words = torch.stack([torch.isin(split.caption_class, split.caption_class[row]) for row in right_class])
-    allowed = ~(right_class | same_words)
+    described = [split.caption_class[split.image_class[split.image_of_caption] == split.image_class[i]]
+                 for i in own.tolist()]
+    allowed = torch.stack([~torch.isin(split.caption_class, words) for words in described])
     noise = torch.rand(split.image_of_caption.shape[0], generator=torch.Generator().manual_seed(SEED))
     drawn = torch.stack([noise.roll(int(i)) for i in own.tolist()])
     return drawn.masked_fill(~allowed, -1).argmax(1), similarity.masked_fill(~allowed, -torch.inf).argmax(1)
