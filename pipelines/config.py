@@ -189,6 +189,12 @@ class EvaluationConfig:
     """ITC candidates that ITM re-ranks; 0: no re-ranking."""
     batch: int = 64
     """Images of an evaluation batch (the results do not depend on it)."""
+    targets: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
+    """Held-out R@5 whose first step the summary and the report name."""
+
+    def __post_init__(self) -> None:
+        require(all(0 < target <= 1 for target in self.targets), "evaluation.targets", self.targets,
+                "numbers above 0, at most 1")
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
 
 from ashnets.metrics.retrieval import chance, recalls
 from ashnets.processing import Tokenizer
@@ -16,6 +19,15 @@ from pipelines.evaluation.pairs import Totals, pair_metrics, pair_totals
 from pipelines.evaluation.rerank import reranked
 from pipelines.evaluation.split import HeldOutSplit
 from pipelines.feed.plan import feed_plan
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation: metrics by key, and what retrieval ranked by, for each split that `HeldOut.splits` names."""
+
+    metrics: dict[str, float]
+    similarity: dict[str, Float[Tensor, "I C"]]
+    """ITC cosines of all images with all captions."""
 
 
 class HeldOut:
@@ -31,19 +43,22 @@ class HeldOut:
         self.splits = {key: HeldOutSplit(store, version, split, self._tokenizer, config.feed.image_size, limit)
                        for key, split in names.items() if split}
 
-    def validate(self, model: PretrainingModel, rank: int = 0, world: int = 1) -> dict[str, float]:
-        """Metrics by key, each rank scoring its share; the model's mode is put back afterwards."""
+    def validate(self, model: PretrainingModel, rank: int = 0, world: int = 1) -> Evaluation:
+        """Each rank scores its share, all get the whole; the model's mode is put back afterwards."""
         was_training = model.training
         model.eval()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.train.precision == "bf16"):
             metrics: dict[str, float] = {}
+            similarity: dict[str, Tensor] = {}
             for key, split in self.splits.items():
                 features = extract(model, split, self._config.evaluation.batch, self._device, rank, world)
-                metrics |= {f"{key}/{name}": value for name, value in retrieval(split, features).items()}
+                similarity[key] = features.image @ features.text.T
+                found = recalls(similarity[key], split.image_of_caption, split.caption_class, split.image_class)
+                metrics |= {f"{key}/{name}": value for name, value in found.items()}
                 if key == "retrieval":
                     metrics |= self._main_split(model, split, features, rank, world)
         model.train(was_training)
-        return metrics
+        return Evaluation(metrics, similarity)
 
     def chance(self) -> dict[str, float]:
         """What the same keys would show without any learning (mvm/explained: the per-unit mean rates)."""
@@ -72,11 +87,6 @@ class HeldOut:
             found = reranked(model, split, features, self._config.evaluation.rerank, self._device)
             metrics |= {f"retrieval_reranked/{name}": value for name, value in found.items()}
         return metrics
-
-
-def retrieval(split: HeldOutSplit, features: Features) -> dict[str, float]:
-    """Recalls by ITC alone."""
-    return recalls(features.image @ features.text.T, split.image_of_caption, split.caption_class, split.image_class)
 
 
 def sum_totals(totals: Totals) -> Totals:

@@ -1,19 +1,23 @@
-"""The end of a run: weights loaded anew, scored on held-out data, written to summary.json, told to a person."""
+"""The end of a run in figures: written to summary.json, told to a person."""
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.files import write_atomically
+from pipelines.report.targets import MEASURES, steps_to_target
 from pipelines.training import checkpoint
 from pipelines.training.job import TrainingJob
 from pipelines.training.run_directory import read_lines
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.final import Final
 
 MEANING = {
     "retrieval/i2t_r5": "held-out scenes: the right caption among the best 5 of all",
@@ -36,35 +40,18 @@ def finished_summary(run: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def write_summary(job: TrainingJob) -> dict[str, Any]:
-    """Load the exported weights, evaluate them, write summary.json and return it.
-
-    A run that was stopped before its schedule's end is scored on `evaluation.validate_samples` samples only.
-    """
-    import torch
-
-    from ashnets.weights_file import load_weights
-    from pipelines.evaluation.held_out import HeldOut
-    from pipelines.training.model import build_model
-
-    device = torch.device(job.device)
-    if job.device == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads()))
-    model = build_model(job.config)
-    load_weights(model, job.run / "export" / "model.safetensors")
-    finished = job.stop_step == job.schedule_steps
-    held_out = HeldOut(job.config, job.store, job.store_version, device, limit=0 if finished else None)
-    metrics = held_out.validate(model.to(device))
+def write_summary(job: TrainingJob, final: Final) -> dict[str, Any]:
+    """Write summary.json and return it."""
     found = checkpoint.newest(job.run)
     assert found is not None, "a launch ends with a checkpoint"
-    steps = found[1].step
-    prefix = "held_out_firing_rate/"
+    steps, metrics, prefix = found[1].step, final.evaluation.metrics, "held_out_firing_rate/"
     summary = {
-        "name": job.config.run.name, "status": "finished" if finished else "stopped", "steps": steps,
-        "schedule_steps": job.schedule_steps, "samples": job.samples(steps), "seconds": round(found[1].seconds, 1),
-        "world_size": found[1].world_size,
+        "name": job.config.run.name, "status": "finished" if job.stop_step == job.schedule_steps else "stopped",
+        "steps": steps, "schedule_steps": job.schedule_steps, "samples": job.samples(steps),
+        "seconds": round(found[1].seconds, 1), "world_size": found[1].world_size,
         "metrics": {k: round(v, 4) for k, v in metrics.items() if not k.startswith(prefix)},
-        "chance": {k: round(v, 4) for k, v in held_out.chance().items()},
+        "chance": {k: round(v, 4) for k, v in final.held_out.chance().items()},
+        "steps_to_target": steps_to_target(read_lines(job.run / "metrics.jsonl"), job.config.evaluation.targets),
         "firing_rates": {k.removeprefix(prefix): round(v, 4) for k, v in metrics.items() if k.startswith(prefix)},
         "recoveries": max(0, len(list(read_lines(job.run / "starts.jsonl"))) - 1),
         "quarantined": quarantined(job),
@@ -98,23 +85,46 @@ def versions() -> dict[str, str]:
     return found
 
 
-def print_summary(run: Path, summary: dict[str, Any]) -> None:
-    """Tell a person what was learned against chance, where it lies, and what to try next."""
+class Result(NamedTuple):
+    """One measure of the headline."""
+
+    key: str
+    value: float
+    chance: float | None
+    meaning: str
+
+
+def headline(summary: dict[str, Any]) -> list[Result]:
+    """The measures that a person wants first, against chance (MLM: against a wrong image)."""
     metrics, levels = summary["metrics"], dict(summary["chance"])
     if "mlm/accuracy_wrong_image" in metrics:
         levels["mlm/accuracy_right_image"] = metrics["mlm/accuracy_wrong_image"]
+    return [Result(key, metrics[key], levels.get(key), meaning) for key, meaning in MEANING.items() if key in metrics]
+
+
+def targets_in_words(found: dict[str, dict[str, int | None]]) -> str:
+    """`R@5 of 0.5, 0.9: image to text 50, not yet; ...`."""
+    targets = ", ".join(next(iter(found.values())))
+    measures = (f"{MEASURES[key]} {', '.join('not yet' if step is None else str(step) for step in steps.values())}"
+                for key, steps in found.items())
+    return f"R@5 of {targets}: {'; '.join(measures)}"
+
+
+def print_summary(run: Path, summary: dict[str, Any]) -> None:
+    """Tell a person what was learned against chance, where it lies, and what to try next."""
     table = Table(title=f"{summary['name']}: {summary['status']} after {summary['steps']} steps, "
                         f"{summary['samples']} images, {summary['seconds'] / 60:.1f} minutes of training",
                   title_justify="left")
     for column in ("measure", "result", "chance", "what it means"):
         table.add_column(column, justify="right" if column in ("result", "chance") else "left")
-    for key, meaning in MEANING.items():
-        if key in metrics:
-            table.add_row(key, f"{metrics[key]:.3f}", f"{levels[key]:.3f}" if key in levels else "", meaning)
+    for key, value, chance, meaning in headline(summary):
+        table.add_row(key, f"{value:.3f}", "" if chance is None else f"{chance:.3f}", meaning)
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table)
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary["firing_rates"].items())
     console.print(f"firing rates: {rates or 'no spiking layer'}")
+    if summary.get("steps_to_target"):
+        console.print(f"steps to a held-out {targets_in_words(summary['steps_to_target'])}")
     bad = summary["quarantined"]
     console.print(f"bad samples: {', '.join(f'{count} {reason}' for reason, count in bad.items()) if bad else 'none'};"
                   f" restarts survived: {summary['recoveries']}")

@@ -49,7 +49,7 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
             metrics.step(report, last)
         every = settings.train.validate_every
         if every and step % every == 0 and not last:
-            values = held_out.validate(engine.model, rank, world)
+            values = held_out.validate(engine.model, rank, world).metrics
             if metrics:
                 metrics.write(step, values)
         if last or step % settings.checkpoint.every_steps == 0:
