@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
 
-HARMLESS = ("run.storage", "run.takeover", "train.max_steps", "train.log_every", "train.validate_every",
+HARMLESS = ("run.name", "run.storage", "run.takeover", "train.max_steps", "train.log_every", "train.validate_every",
             "scaling.workers", "scaling.device", "scaling.cpus_per_worker", "checkpoint.", "evaluation.",
             "feed.record_samples")
 
@@ -26,6 +27,18 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def save_config(config: PretrainConfig, run: Path) -> None:
     """Write config.yaml, complete."""
     write_atomically(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+
+
+def load_config(run: Path) -> PretrainConfig:
+    """The configuration in config.yaml; UserError where this version cannot read it."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(run / "config.yaml"))
+        config = OmegaConf.to_object(merged)
+    except (OSError, ValueError, OmegaConfBaseException) as error:
+        raise UserError(f"{run / 'config.yaml'} is no configuration of this version "
+                        f"({' '.join(str(error).split())}): name a run that this version wrote") from error
+    assert isinstance(config, PretrainConfig)
+    return config
 
 
 def changed(config: PretrainConfig, run: Path) -> dict[str, tuple[Any, Any]]:

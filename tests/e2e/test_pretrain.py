@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -114,6 +115,17 @@ def test_max_steps_stops_and_a_larger_one_goes_on(tiny: Finished, jobs: Jobs):
     done = jobs.run("run.name=staged")
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    assert_same_weights(folder, tiny.folder)
+
+
+def test_a_run_killed_behind_its_last_checkpoint_is_completed(tiny: Finished, jobs: Jobs):
+    """Nothing is left to train: the same command exports and scores. A run may be moved to another name."""
+    folder = jobs.storage / "moved"
+    shutil.copytree(tiny.folder, folder, ignore=shutil.ignore_patterns("export", "summary.json", "report.html"))
+    done = jobs.run("run.name=moved")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 12
+    assert_each_position_once(folder, 12)
     assert_same_weights(folder, tiny.folder)
 
 
