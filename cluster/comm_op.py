@@ -12,6 +12,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
+NAME = "deepspeed_shm_comm"
+
 
 def set_environment() -> None:
     """Let this process and its children find ninja (one version: another rebuilds everything) and the built op."""
@@ -34,10 +36,18 @@ def load() -> None:
     from filelock import FileLock
     from torch.utils.cpp_extension import _get_build_directory
 
-    folder = Path(_get_build_directory(ShareMemCommBuilder.NAME, verbose=False))
+    folder = Path(_get_build_directory(NAME, verbose=False))
     with FileLock(folder.with_name(folder.name + ".filelock")):
         (folder / "lock").unlink(missing_ok=True)  # held by nobody now: left by a killed process
         ShareMemCommBuilder().load(verbose=False)
+
+
+def built() -> bool:
+    """Whether the op has been built, for this environment or in torch's default cache (without importing torch)."""
+    set_environment()
+    ours = os.environ.get("TORCH_EXTENSIONS_DIR")
+    places = [Path(ours)] if ours else (Path.home() / ".cache" / "torch_extensions").glob("*")
+    return any((place / NAME / f"{NAME}.so").is_file() for place in places)
 
 
 if __name__ == "__main__":

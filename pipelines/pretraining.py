@@ -7,19 +7,15 @@ from pathlib import Path
 
 from cluster.connection import connect
 from pipelines.config import PretrainConfig
-from pipelines.errors import UserError
+from pipelines.doctor import certain, estimates, uses_cpu
+from pipelines.finding import demand
 from pipelines.places import groups_folder, run_folder, store_folder
-from pipelines.resume import check_resumable, save_config
+from pipelines.resume import save_config
+from pipelines.store.table import ImageTextStore
+from pipelines.training import preflight
 from pipelines.training.job import TrainingJob
 from pipelines.training.lease import Lease
-from pipelines.training.preflight import (
-    check_cpus,
-    check_model,
-    check_same_world,
-    check_splits,
-    check_writable,
-    choose_device,
-)
+from pipelines.training.needs import ModelSize
 
 
 def pretrain(config: PretrainConfig, root: Path) -> None:
@@ -29,23 +25,22 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
     """
     run = run_folder(config, root)
     store = store_folder(config.data, root)
-    if config.data.store and not store.exists():
-        raise UserError(f"data.store={config.data.store}: {store} does not exist; ingest into it first, or leave "
-                        "data.store out to build the built-in demo store")
-    check_resumable(config, run)
-    check_writable(run)
+    demand(preflight.resumable(config, run))
     from pipelines.report.summary import finished_summary, print_summary
     done = finished_summary(run)
     if done and done["steps"] >= stop_step(config, done["schedule_steps"]):
         print(f"run {config.run.name} is finished already: {done['steps']} steps; another run.name trains anew")
         print_summary(run, done)
         return
-    check_model(config)
-    check_same_world(config, run)
+    demand(preflight.store(config, store), *preflight.here(config))
+    model, size = preflight.model(config)
+    demand(model, preflight.same_world(config, run), preflight.writable(run))
     with Lease(run, takeover=config.run.takeover) as lease:
         save_config(replace(config, run=replace(config.run, takeover=False)), run)
+        if ImageTextStore(store).exists():
+            demand(preflight.data(config, run, store))
         connect()
-        _launch(config, run, store, root, lease.attempt)
+        _launch(config, run, store, size, lease.attempt)
 
 
 def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
@@ -53,25 +48,28 @@ def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
     return min(config.train.max_steps or schedule_steps, schedule_steps)
 
 
-def _launch(config: PretrainConfig, run: Path, store_path: Path, root: Path, attempt: int) -> None:
+def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize, attempt: int) -> None:
     from pipelines.evaluation.final import evaluate_export
     from pipelines.grouping.build import build_groups
     from pipelines.report.stages import StageProgress
     from pipelines.report.summary import print_summary, write_summary
     from pipelines.store.ingest import ingest_demo
-    from pipelines.store.table import ImageTextStore
     from pipelines.training.data_pin import pinned
     from pipelines.training.progress import TrainingProgress
     from pipelines.training.trainer import fit
-    check_cpus(config)
-    device = choose_device(config)
+    needs = certain(config, run, store_path)
+    demand(*needs)
+    device = "cpu" if uses_cpu(needs) else "cuda"
+    for found in estimates(config, size, run, store_path):
+        if not found.ok:
+            print(f"warning: {found.finding}: {found.mend}", flush=True)
     store = ImageTextStore(store_path)
     if not store.exists():
         print(f"store: building {store_path}", flush=True)
         report = ingest_demo(config.data, store_path, StageProgress())
         print(f"store: {report.rows_by_split} rows, quarantined {report.quarantined or 'none'}", flush=True)
+        demand(preflight.store(config, store_path))
     pin = pinned(run, store_path, store.version(), groups_folder(config, store_path, store.version()))
-    check_splits(config, store, pin.version)
     groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), StageProgress())
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
     print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {config.scaling.workers} workers on {device}, "

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
@@ -30,35 +31,39 @@ def save_config(config: PretrainConfig, run: Path) -> None:
 
 
 def load_config(run: Path) -> PretrainConfig:
-    """The configuration in config.yaml; UserError where this version cannot read it."""
+    """The configuration of a run, or the one in a checkpoint; UserError where this version cannot read it."""
+    path = run / "config.yaml"
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(run / "config.yaml"))
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
         config = OmegaConf.to_object(merged)
-    except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise UserError(f"{run / 'config.yaml'} is no configuration of this version "
-                        f"({' '.join(str(error).split())}): name a run that this version wrote") from error
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} is no configuration of this version ({' '.join(str(error).split())}): restore it, or "
+                        "name another run") from error
     assert isinstance(config, PretrainConfig)
     return config
 
 
 def changed(config: PretrainConfig, run: Path) -> dict[str, tuple[Any, Any]]:
-    """Keys whose value differs between the run's config.yaml and `config`: key -> (then, now)."""
-    def plain(source: Any) -> dict[str, Any]:
-        tree = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(source)))
+    """Keys whose value differs between the config.yaml in folder `run` and `config`: key -> (then, now)."""
+    def plain(source: PretrainConfig) -> dict[str, Any]:
+        tree = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(source))))
         assert isinstance(tree, dict)
         return flatten({str(key): value for key, value in tree.items()})
-    then = plain(OmegaConf.load(run / "config.yaml"))
-    now = plain(OmegaConf.structured(config))
-    return {key: (then.get(key), now.get(key)) for key in sorted(then.keys() | now.keys())
-            if then.get(key) != now.get(key)}
+    then, now = plain(load_config(run)), plain(config)
+    return {key: (then[key], now[key]) for key in sorted(now) if then[key] != now[key]}
 
 
 def check_resumable(config: PretrainConfig, run: Path) -> None:
-    """Raise UserError, showing the difference, where `config` changes the mathematics of a run with checkpoints."""
-    if not (run / "config.yaml").exists() or not any((run / "checkpoints").glob("step-*")):
-        return
-    grave = {key: values for key, values in changed(config, run).items() if not key.startswith(HARMLESS)}
-    if grave:
-        shown = "; ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in grave.items())
-        raise UserError(f"run {config.run.name} at {run} was started with another configuration ({shown}): "
-                        "use the old values, or another run.name")
+    """Raise UserError, showing the difference, where `config` changes the mathematics of a run with checkpoints.
+
+    Each checkpoint holds the configuration that made it, so that an edited config.yaml cannot hide a change.
+    """
+    checkpoints = sorted((run / "checkpoints").glob("step-*"))
+    for folder in (run, *checkpoints[-1:]):
+        if not checkpoints or not (folder / "config.yaml").exists():
+            continue
+        grave = {key: values for key, values in changed(config, folder).items() if not key.startswith(HARMLESS)}
+        if grave:
+            shown = "; ".join(f"{key}: {then!r} -> {now!r}" for key, (then, now) in grave.items())
+            raise UserError(f"run {config.run.name} at {run} was started with another configuration ({shown}): "
+                            "use the old values, or another run.name")

@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent: a manifest with checksums, committed by one rename.
 
-Layout: `checkpoints/step-00000050/` holds the files that the ranks wrote (DeepSpeed's shards below `state/`) and
-`manifest.json`, written last. DeepSpeed unpickles what it loads, so only folders whose manifest is ours and checks
-out are ever handed to it.
+Layout: `checkpoints/step-00000050/` holds the files that the ranks wrote (DeepSpeed's shards below `state/`), the
+run's `config.yaml`, and `manifest.json`, written last. DeepSpeed unpickles what it loads, so only folders whose
+manifest is ours and checks out are ever handed to it.
 """
 from __future__ import annotations
 
@@ -61,6 +61,8 @@ def commit(run: Path, *, step: int, position: int, world_size: int, zero_stage: 
     Raises Fenced where `attempt` lost the run's lease; then nothing is committed.
     """
     folder = temporary_folder(run, step, attempt)
+    if (run / "config.yaml").exists():
+        shutil.copy(run / "config.yaml", folder)
     for path in folder.rglob("*"):
         sync(path)
     manifest = Manifest(step, position, world_size, zero_stage, attempt, seed, seconds, _inventory(folder))

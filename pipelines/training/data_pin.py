@@ -18,15 +18,21 @@ class DataPin:
     groups: str
 
 
-def pinned(run: Path, store: Path, version: int, groups: Path) -> DataPin:
-    """The run's pin, made from the arguments where there is none; UserError where the run has another store."""
+def planned(run: Path, store: Path, version: int, groups: Path) -> DataPin:
+    """The run's pin, or where there is none what it would be; UserError where the run has another store."""
     path = run / "data.json"
     if not path.exists():
-        pin = DataPin(str(store), version, str(groups))
-        write_atomically(path, json.dumps(asdict(pin), indent=1).encode())
-        return pin
+        return DataPin(str(store), version, str(groups))
     pin = DataPin(**json.loads(path.read_text()))
     if pin.store != str(store):
         raise UserError(f"run {run.name} trains on the store {pin.store}, not on {store}: use that data.store, or "
                         "another run.name")
+    return pin
+
+
+def pinned(run: Path, store: Path, version: int, groups: Path) -> DataPin:
+    """The run's pin, written down where there is none; errors as for `planned`."""
+    pin = planned(run, store, version, groups)
+    if not (run / "data.json").exists():
+        write_atomically(run / "data.json", json.dumps(asdict(pin), indent=1).encode())
     return pin

@@ -1,74 +1,161 @@
-"""What would make a run fail or hang, checked before anything starts: the model, the cluster, the device."""
+"""Can the run that a configuration describes start? Its storage, store, groups, model and checkpoints, as findings.
+
+`pretrain` demands them before anything heavy starts, `jobs/doctor.py` shows them; what the machine offers is checked
+in machine.py.
+"""
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+
+from deltalake.exceptions import DeltaError
 
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
+from pipelines.finding import Finding
+from pipelines.grouping.materialise import existing
+from pipelines.places import groups_folder
+from pipelines.resume import check_resumable
+from pipelines.store.schema import row_group_sizes
 from pipelines.store.table import ImageTextStore
+from pipelines.training import machine
+from pipelines.training.data_pin import DataPin, planned
+from pipelines.training.needs import ModelSize
 
 
-def check_writable(run: Path) -> None:
-    """UserError unless the run's folder can be made and written."""
+def attempt(name: str, check: Callable[[], object], fine: str) -> Finding:
+    """The finding of a check that raises where something is wrong, with the mend in its message."""
+    try:
+        check()
+    except (ValueError, FileNotFoundError) as error:
+        return Finding(name, False, str(error))
+    return Finding(name, True, fine)
+
+
+def here(config: PretrainConfig) -> list[Finding]:
+    """What the private Ray of this machine cannot give, before it is started; nothing where RAY_ADDRESS names one."""
+    if os.environ.get("RAY_ADDRESS"):
+        return []
+    findings = [machine.cpus(config, os.cpu_count() or 1, "this machine's")]
+    if config.scaling.device == "gpu":
+        import torch
+        findings.append(machine.device(config, torch.cuda.device_count()))
+    return findings
+
+
+def writable(run: Path) -> Finding:
+    """Whether a file can be written in the run's folder, which is made (`os.access` is always true for root)."""
+    probe = run / f".probe-{os.getpid()}"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        writable = os.access(run, os.W_OK)
+        probe.write_bytes(b"probe")
+        probe.unlink()
     except OSError as error:
-        raise UserError(f"run.storage: {run} cannot be made ({error.strerror}); name a writable folder") from error
-    if not writable:
-        raise UserError(f"run.storage: {run} is not writable; name a writable folder")
+        return Finding("storage", False, f"run.storage={run.parent} cannot be written ({error.strerror})",
+                       "name a writable folder")
+    return Finding("storage", True, f"{run} is writable")
 
 
-def check_model(config: PretrainConfig) -> None:
-    """UserError unless the model can be built here, with its initial weights and tokenizer."""
+def store(config: PretrainConfig, path: Path, version: int | None = None) -> Finding:
+    """The store: there (a named one is never built), of our columns, with samples of every split that is needed."""
+    table = ImageTextStore(path)
+    named = f"data.store={path}"
+    if not config.data.store and not table.exists():
+        return Finding("store", True, f"{path} will be built from data.source={config.data.source}")
+    ingest = "ingest into it first, or leave data.store out to build the demo's"
+    if not path.exists():
+        return Finding("store", False, f"{named} does not exist", ingest)
+    if not table.exists():
+        return Finding("store", False, f"{named} is empty: it holds no image-text store with samples", ingest)
+    counts: Counter[str] = Counter()
+    try:
+        for batch in table.iter_batches(["split"], version=version, rows=65_536):
+            counts.update(batch["split"].to_pylist())
+    except (ValueError, FileNotFoundError, DeltaError) as error:
+        return Finding("store", False, f"{named} is no image-text store ({error})", "ingest its data anew")
+    wanted = {"train": "to train on", config.evaluation.retrieval_split: "evaluation.retrieval_split",
+              config.evaluation.unseen_split: "evaluation.unseen_split"}
+    for split, why in wanted.items():
+        if split and not counts[split]:
+            return Finding("store", False, f"{named} has no samples of split {split!r} ({why})",
+                           "ingest some, or name another split")
+    return Finding("store", True, f"{path}: " + ", ".join(f"{counts[split]} {split}" for split in sorted(counts)))
+
+
+def data_plan(config: PretrainConfig, run: Path, store_path: Path) -> DataPin:
+    """What the run trains on: what it has pinned, else the newest version of the store, which exists."""
+    version = ImageTextStore(store_path).version()
+    return planned(run, store_path, version, groups_folder(config, store_path, version))
+
+
+def data(config: PretrainConfig, run: Path, store_path: Path) -> Finding:
+    """The run's store is the one that it started with; its groups are absent, or of this G, store and method."""
+    from pipelines.grouping.build import configure
+
+    def check() -> None:
+        plan = data_plan(config, run, store_path)
+        existing(Path(plan.groups), configure(config.groups, config.model.text, ImageTextStore(store_path),
+                                              plan.version, config.run.seed))
+
+    fine = "their folder is there" if grouped(config, run, store_path) else "they will be built"
+    return attempt("groups", check, fine)
+
+
+def grouped(config: PretrainConfig, run: Path, store_path: Path) -> bool:
+    """Whether the groups' folder is there."""
+    try:
+        return ImageTextStore(store_path).exists() and Path(data_plan(config, run, store_path).groups).exists()
+    except UserError:  # said by `data`
+        return False
+
+
+def stored(path: Path) -> tuple[int, int]:
+    """Bytes and rows of the store's newest version; zeros where there is none."""
+    table = ImageTextStore(path)
+    files = table.files() if table.exists() else []
+    return sum(Path(file).stat().st_size for file in files), sum(sum(row_group_sizes(file)) for file in files)
+
+
+def resumable(config: PretrainConfig, run: Path) -> Finding:
+    """Whether this configuration may continue the run."""
+    return attempt("run", lambda: check_resumable(config, run),
+                   f"{run} {'continues' if any((run / 'checkpoints').glob('step-*')) else 'is a new run'}")
+
+
+def model(config: PretrainConfig) -> tuple[Finding, ModelSize]:
+    """Whether the model can be built here, with its initial weights and tokenizer; and its size."""
     from ashnets.processing import Tokenizer
     from pipelines.feed.plan import feed_plan
     from pipelines.training.model import build_model
-    try:
+
+    sizes = [ModelSize(0, 0)]
+
+    def check() -> None:
         plan = feed_plan(config, "")
         Tokenizer(plan.tokenizer, plan.max_tokens)
-        build_model(config)
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(str(error)) from error
+        counts = [(p.numel(), p.requires_grad) for p in build_model(config).parameters()]
+        sizes.append(ModelSize(sum(count for count, _ in counts), sum(count for count, learns in counts if learns)))
+
+    found = attempt("model", check, "")
+    size = sizes[-1]
+    if found.ok:
+        found = Finding("model", True, f"{size.parameters / 1e6:.1f} million parameters, "
+                                       f"{size.trainable / 1e6:.1f} million of them learn")
+    return found, size
 
 
-def check_cpus(config: PretrainConfig) -> None:
-    """UserError unless the workers leave CPU to Ray Data: a starved feed hangs without a word."""
-    import ray
-    cpus = ray.cluster_resources().get("CPU", 0)
-    held = config.scaling.workers * config.scaling.cpus_per_worker
-    if held + 1 > cpus:
-        raise UserError(
-            f"scaling.workers={config.scaling.workers} x scaling.cpus_per_worker={config.scaling.cpus_per_worker:g} "
-            f"hold {held:g} of the cluster's {cpus:g} CPUs and leave Ray Data less than one: lower one of them")
-
-
-def choose_device(config: PretrainConfig) -> str:
-    """`cuda` where `scaling.device` and the cluster's GPUs allow it, else `cpu`; UserError where they disagree."""
-    import ray
-    wanted, workers = config.scaling.device, config.scaling.workers
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if wanted == "gpu" and gpus < workers:
-        raise UserError(f"scaling.device=gpu with scaling.workers={workers} needs as many GPUs; the cluster has "
-                        f"{gpus}: lower scaling.workers, or use scaling.device=cpu")
-    return "cuda" if wanted == "gpu" or (wanted == "auto" and gpus >= workers) else "cpu"
-
-
-def check_splits(config: PretrainConfig, store: ImageTextStore, version: int) -> None:
-    """UserError unless the store has samples to train on and every split that is evaluated."""
-    wanted = {"train": "the training split", config.evaluation.retrieval_split: "evaluation.retrieval_split",
-              config.evaluation.unseen_split: "evaluation.unseen_split"}
-    for split, key in wanted.items():
-        if split and not store.count(split, version):
-            raise UserError(f"data.store={store.path}: version {version} has no samples of split {split!r} ({key}): "
-                            "ingest some, or name another split")
-
-
-def check_same_world(config: PretrainConfig, run: Path) -> None:
-    """UserError where the newest checkpoint was written by another number of workers (its shards do not fit)."""
+def same_world(config: PretrainConfig, run: Path) -> Finding:
+    """Whether the newest checkpoint was written by as many workers (its shards fit no other number)."""
     from pipelines.training import checkpoint
-    found = checkpoint.newest(run)
-    if found and found[1].world_size != config.scaling.workers:
-        raise UserError(f"run {run.name} was checkpointed by scaling.workers={found[1].world_size}, not by "
-                        f"{config.scaling.workers}: resume on as many workers, or use another run.name")
+    newest = checkpoint.newest(run)
+    if newest is None:
+        return Finding("checkpoint", True, "none: the run starts at step 0")
+    step, world = newest[1].step, newest[1].world_size
+    if world == config.scaling.workers:
+        return Finding("checkpoint", True, f"the run continues from step {step}")
+    return Finding("checkpoint", False, f"run {run.name} was checkpointed by scaling.workers={world}, not by "
+                   f"{config.scaling.workers}", "resume on as many workers, or use another run.name")
+
+

@@ -1,0 +1,45 @@
+"""What a run needs in bytes: estimates from the model's size and the configuration (no torch or ray import)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipelines.config import PretrainConfig
+
+PROCESS_BYTES = 700 * 2**20
+"""A worker process before its model: Python, torch, Ray, DeepSpeed (measured: 0.7 GiB)."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of the pre-training model, and those that learn."""
+
+    parameters: int
+    trainable: int
+
+
+def checkpoint_bytes(size: ModelSize) -> int:
+    """At most: fp32 weights, and for what learns the optimizer's fp32 copy and AdamW's two moments."""
+    return 4 * size.parameters + 12 * size.trainable
+
+
+def worker_bytes(config: PretrainConfig, size: ModelSize, cpu: bool) -> float:
+    """Main memory that one worker holds at least: on a GPU its process, on a CPU weights, gradients and optimizer too.
+
+    ZeRO shares the optimizer from stage 1, gradients from 2 and weights from 3 among the workers.
+    """
+    if not cpu:
+        return float(PROCESS_BYTES)
+    stage, workers = config.scaling.zero_stage, config.scaling.workers
+    optimizer = 12 * size.trainable / (workers if stage >= 1 else 1)
+    gradients = 4 * size.trainable / (workers if stage >= 2 else 1)
+    weights = 4 * size.parameters / (workers if stage >= 3 else 1)
+    return PROCESS_BYTES + optimizer + gradients + weights
+
+
+def feed_bytes(config: PretrainConfig, image_bytes: float) -> float:
+    """What the feed holds at once: two windows of encoded images, and three micro-batches a worker as arrays."""
+    groups, feed, text = config.groups, config.feed, config.model.text
+    window = feed.window * groups.row_group * groups.size * image_bytes
+    sample = 3 * feed.image_size**2 + feed.captions * text.max_tokens * 4 * 8
+    atom = config.train.groups_per_atom * groups.size * sample
+    return 2 * window + 3 * config.scaling.workers * atom
