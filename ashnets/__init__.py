@@ -1,4 +1,4 @@
-"""ASH-Nets: `ashnets.load("runs/demo/export")` gives a trained model and its processor; nothing heavy is imported yet."""
+"""ASH-Nets: `ashnets.load("runs/demo/export")` gives a trained model and its processor; `import ashnets` is light."""
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
+def first_names(model: nn.Module) -> dict[str, str]:
     """Every name in the state dict -> the first name of the same tensor (tied weights have several)."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in model.state_dict(keep_vars=True).items()}
@@ -23,7 +23,7 @@ def save_weights(model: nn.Module, path: Path, step: int | None = None) -> None:
     """
     state: dict[str, Tensor] = model.state_dict()
     unique = {name: state[name].detach().cpu().clone().contiguous()
-              for name, first in _first_names(model).items() if name == first}
+              for name, first in first_names(model).items() if name == first}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
     save_file(unique, temporary, {"format": "pt"} | ({} if step is None else {"step": str(step)}))
@@ -43,7 +43,7 @@ def trained_steps(path: Path) -> int | None:
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load what `save_weights` wrote. Raises ValueError naming what is missing, left over or of another shape."""
     found = load_file(path)
-    names = _first_names(model)
+    names = first_names(model)
     wanted = {name for name, first in names.items() if name == first}
     state = model.state_dict()
     reshaped = sorted(name for name in wanted & found.keys() if found[name].shape != state[name].shape)

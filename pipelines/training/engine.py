@@ -74,6 +74,7 @@ class Engine:
             config=deepspeed_config(train, zero_stage, world_size, self.rounds))
         self.model: PretrainingModel = self._engine.module
         self.statistics = StepStatistics(self.model, reduce=sum_over_ranks)
+        self._gradient_norm = 0.0
 
     def set_learning_rate(self, lr: float) -> None:
         """Give every parameter group its learning rate for the coming step."""
@@ -95,7 +96,13 @@ class Engine:
 
     def step(self) -> None:
         """Count the micro-batch; on the last one of the step apply the gradients."""
+        applies = self._engine.is_gradient_accumulation_boundary()
+        if applies and self._zero_stage == 0:  # DeepSpeed measures the norm for its own optimizers only
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
+        if applies and self._zero_stage > 0:
+            self._gradient_norm = float(self._engine.get_global_grad_norm())
 
     @torch.no_grad()
     def remember(self, outputs: list[PretrainingOutput]) -> None:
@@ -117,7 +124,7 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Global gradient norm of the last step, before clipping."""
-        return float(self._engine.get_global_grad_norm() or 0.0)
+        return self._gradient_norm
 
     def save(self, folder: Path) -> None:
         """Write this rank's shards below `folder`; frozen weights are left out, the configuration restores them."""
@@ -129,10 +136,10 @@ class Engine:
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
 
-    def export_weights(self, path: Path) -> None:
-        """Write the whole model as safetensors on rank 0 (every rank takes part: ZeRO-3 gathers)."""
+    def export_weights(self, path: Path, step: int) -> None:
+        """Write the whole model after `step` steps as safetensors on rank 0 (all ranks take part: ZeRO-3 gathers)."""
         gathered = deepspeed.zero.GatheredParameters(
             list(self.model.parameters()), enabled=self._zero_stage == 3)
         with gathered:
             if not dist.is_initialized() or dist.get_rank() == 0:
-                save_weights(self.model, path)
+                save_weights(self.model, path, step)

@@ -18,9 +18,9 @@ from pipelines.feed.stream import train_batches
 from pipelines.training import checkpoint
 from pipelines.training.engine import Engine, sum_over_ranks
 from pipelines.training.failure import final_errors
+from pipelines.training.initial import initial_model
 from pipelines.training.job import TrainingJob
 from pipelines.training.loop import train
-from pipelines.training.model import build_model
 from pipelines.training.run_directory import LineWriter, supersede
 
 RECALIBRATION_ATOMS = 8
@@ -38,7 +38,7 @@ def _train(job: TrainingJob, rank: int, world: int) -> None:
     if job.device == "cpu":
         comm_op.load()
     device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
-    engine = Engine(build_model(job.config), job.config.train, zero_stage=job.config.scaling.zero_stage,
+    engine = Engine(initial_model(job.config, job.run), job.config.train, zero_stage=job.config.scaling.zero_stage,
                     world_size=world, seed=job.config.run.seed, device=device)
     start_step, seconds = 0, 0.0
     found = checkpoint.newest(job.run)
@@ -59,11 +59,11 @@ def _train(job: TrainingJob, rank: int, world: int) -> None:
         counts = LineWriter(job.run / "bad_samples" / f"rank-{rank}.jsonl")
         counts.write({"attempt": job.attempt, "bad": dict(batches.bad)})
         counts.close()
-    export(engine, job, rank, world)
+    export(engine, job, max(start_step, job.stop_step), rank, world)
 
 
-def export(engine: Engine, job: TrainingJob, rank: int, world: int) -> None:
-    """Recalibrate the running statistics from rest (rule: inference starts from rest) and write the weights."""
+def export(engine: Engine, job: TrainingJob, step: int, rank: int, world: int) -> None:
+    """Recalibrate the running statistics from rest (rule: inference starts from rest), write the weights of `step`."""
     per_rank = -(-RECALIBRATION_ATOMS // world)
     steps = -(-per_rank // engine.rounds)
     atoms = list(islice(local_batches(job.plan, 0, steps, rank, world), per_rank))
@@ -71,5 +71,5 @@ def export(engine: Engine, job: TrainingJob, rank: int, world: int) -> None:
     with torch.no_grad():
         recalibrate(engine.model, [partial(engine.model.model.encode_image, atom.pixels.to(engine.device))
                                    for atom in atoms], reduce=sum_over_ranks)
-    engine.export_weights(Path(job.run) / "export" / "model.safetensors")
+    engine.export_weights(Path(job.run) / "export" / "model.safetensors", step)
     dist.barrier()

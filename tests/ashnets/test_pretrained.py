@@ -153,7 +153,7 @@ def test_the_configuration_says_nothing_of_where_weights_came_from() -> None:
     assert plain["bert"]["num_hidden_layers"] == 2 and plain["image_size"] == 48
     back = from_plain(ModelConfig, plain["model"])
     assert back == replace(model, backbone=SMALL.backbone, text=replace(bert, init="none", tokenizer=""),
-                           fusion=SMALL.fusion if not SMALL.fusion.from_text else replace(SMALL.fusion, from_text=False))
+                           fusion=replace(SMALL.fusion, from_text=False))
     assert from_plain(TasksConfig, plain["tasks"]) == TasksConfig()
 
 

@@ -1,0 +1,140 @@
+"""Embed a store: every image and caption through a trained model, in parallel (Ray Data), to a folder of Parquet."""
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.exceptions import RayTaskError
+
+from ashnets.weights_file import trained_steps
+from pipelines.embedding.settings import EmbedConfig
+from pipelines.embedding.task import Done, Part, Work, embed_part
+from pipelines.errors import UserError, is_users_mistake
+from pipelines.files import sync, write_atomically
+from pipelines.model_source import CONFIG, WEIGHTS, complete_export
+from pipelines.store.schema import row_group_sizes
+from pipelines.store.table import ImageTextStore
+
+MANIFEST = "embeddings.json"
+FORMAT = 1
+PART_ROWS = 1024
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total) on the driver."""
+
+
+def check(config: EmbedConfig, root: Path) -> tuple[Path, ImageTextStore]:
+    """The export and the store that `config` names; UserError where something will not do, before Ray starts."""
+    if not config.to:
+        raise UserError("to is empty: name the folder to write, to=FOLDER")
+    if Path(config.to).expanduser().exists():
+        raise UserError(f"to={config.to} exists already: name a folder that does not, or remove it first")
+    export = complete_export("model", config.model, root)
+    tasks = json.loads((export / CONFIG).read_text())["tasks"]
+    if not tasks["itc"]["weight"]:
+        raise UserError(f"model={config.model}: it was trained without ITC (tasks.itc.weight was 0), so it has no "
+                        "embeddings: name another model")
+    store = ImageTextStore(Path(config.data.store) if config.data.store else root / "data" / "demo")
+    if not store.exists():
+        raise UserError(f"data.store={config.data.store}: {store.path} holds no image-text store: name one that does")
+    if config.data.split and not store.count(config.data.split):
+        raise UserError(f"data.split={config.data.split}: {store.path} has no sample of that split; it has "
+                        f"{_splits(store)}")
+    return export, store
+
+
+def embed(config: EmbedConfig, export: Path, store: ImageTextStore, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the folder `config.to`, whole or not at all, and return its manifest; Ray must be connected.
+
+    Raises UserError where the store is damaged or the folder cannot be written.
+    """
+    to, version = Path(config.to).expanduser().absolute(), store.version()
+    folder = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"to={config.to} cannot be made ({error.strerror}): name a writable folder") from error
+    try:
+        parts = _parts(store.files(version))
+        done = _run(parts, Work(export, folder, config.data.split, config.batch), progress)
+        manifest = _manifest(config, export, store, version, done)
+        left_out = {sample_id: reason for one in done for sample_id, reason in one.left_out.items()}
+        write_atomically(folder / "left_out.jsonl", "".join(
+            json.dumps({"sample_id": sample_id, "reason": reason}) + "\n"
+            for sample_id, reason in sorted(left_out.items())).encode())
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        folder.rename(to)
+        sync(to.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _parts(files: Sequence[str]) -> list[Part]:
+    """The store's files cut at row groups into pieces of about PART_ROWS rows."""
+    parts: list[Part] = []
+    for file in files:
+        held: list[int] = []
+        sizes = row_group_sizes(file)
+        for group in range(len(sizes)):
+            held.append(group)
+            if sum(sizes[i] for i in held) >= PART_ROWS or group == len(sizes) - 1:
+                parts.append(Part(len(parts), file, tuple(held)))
+                held = []
+    return parts
+
+
+def _run(parts: list[Part], work: Work, progress: Progress | None) -> list[Done]:
+    """All parts, each in its own task; in the order of the parts."""
+    gpus = 1 if ray.cluster_resources().get("GPU") else None
+    dataset = ray.data.range(len(parts), override_num_blocks=max(1, len(parts))).map_batches(
+        partial(_task, parts=parts, work=work), batch_size=1, num_cpus=1, num_gpus=gpus)
+    dataset.context.enable_progress_bars = False
+    done: list[Done] = []
+    try:
+        for batch in dataset.iter_batches(batch_size=None):
+            for text in batch["done"]:
+                done.append(Done(**json.loads(str(text))))
+                if progress is not None:
+                    progress("embedding", len(done), len(parts))
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from error
+        raise
+    return sorted(done, key=lambda one: one.part)
+
+
+def _task(numbers: dict[str, np.ndarray], parts: list[Part], work: Work) -> dict[str, np.ndarray]:
+    try:
+        done = [embed_part(parts[number], work) for number in numbers["id"]]
+    except Exception as error:  # the traceback, by which a user's mistake is known, does not reach the driver
+        if is_users_mistake(error):
+            raise UserError(str(error)) from error
+        raise
+    return {"done": np.array([json.dumps(asdict(one)) for one in done], dtype=object)}
+
+
+def _manifest(config: EmbedConfig, export: Path, store: ImageTextStore, version: int,
+              done: Sequence[Done]) -> dict[str, Any]:
+    settings = json.loads((export / CONFIG).read_text())
+    return {
+        "format": FORMAT, "model": str(export), "model_steps": trained_steps(export / WEIGHTS),
+        "embedding": settings["model"]["embedding"], "store": str(store.path), "version": version,
+        "split": config.data.split, "rows": sum(one.rows for one in done),
+        "captions": sum(one.captions for one in done),
+        "left_out": dict(Counter(reason for one in done for reason in one.left_out.values())),
+        "files": [f"part-{one.part:05d}.parquet" for one in done if one.rows]}
+
+
+def _splits(store: ImageTextStore) -> str:
+    return ", ".join(sorted({split for batch in store.iter_batches(["split"], rows=65_536)
+                             for split in batch["split"].to_pylist()}))
