@@ -65,6 +65,17 @@ def check_attempt(run: Path, attempt: int) -> None:
         raise Fenced(f"{run}: attempt {attempt} was superseded by attempt {holder.attempt if holder else 'unknown'}")
 
 
+def check_free(run: Path, takeover: bool) -> Holder | None:
+    """The run's last holder, or None; UserError while it is alive, unless `takeover` forces it out."""
+    held = read_holder(run)
+    if held and held.alive() and not takeover:
+        since = datetime.fromtimestamp(held.since).strftime("%Y-%m-%d %H:%M:%S")
+        raise UserError(
+            f"run {run.name} is live: pid {held.pid} on {held.host} has it since {since}; wait for it, choose another "
+            "run.name, or force it with run.takeover=true")
+    return held
+
+
 class Lease:
     """Hold the run while the `with` block lasts; raises UserError while another live launch holds it."""
 
@@ -76,12 +87,7 @@ class Lease:
     def __enter__(self) -> Lease:
         self._run.mkdir(parents=True, exist_ok=True)
         with FileLock(self._run / ".lease.lock"):
-            held = read_holder(self._run)
-            if held and held.alive() and not self._takeover:
-                since = datetime.fromtimestamp(held.since).strftime("%Y-%m-%d %H:%M:%S")
-                raise UserError(
-                    f"run {self._run.name} is live: pid {held.pid} on {held.host} has it since {since}; wait for it, "
-                    "choose another run.name, or force it with run.takeover=true")
+            held = check_free(self._run, self._takeover)
             now = time.time()
             self._holder = Holder(socket.gethostname(), os.getpid(), psutil.Process().create_time(),
                                   held.attempt + 1 if held else 1, now, now)
