@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int64, UInt8
 from numpy import ndarray
 from PIL import Image
 
-from ashnets.resources import resolve
+from ashnets.resources import hub_file, is_hub_name, resolve
 
 MAX_PIXELS = 64_000_000
 _JPEG = b"\xff\xd8\xff"
@@ -104,13 +104,16 @@ def caption_class(text: str) -> int:
 
 
 class Tokenizer:
-    """A WordPiece tokenizer (tokenizer.json of Hugging Face `tokenizers`) that pads and cuts to `max_tokens`."""
+    """A WordPiece tokenizer (tokenizer.json of Hugging Face `tokenizers`) that pads and cuts to `max_tokens`.
+
+    `location` is a folder or file, `package:NAME/path/in/it`, or a name on the Hugging Face hub.
+    """
 
     def __init__(self, location: str, max_tokens: int) -> None:
         if not location:
             raise ValueError("model.text.tokenizer is empty and model.text.init has none beside it: "
-                             "name a folder or file with a tokenizer.json")
-        self.path = _tokenizer_file(resolve(location))
+                             "name a folder or file with a tokenizer.json, or a repository of the Hugging Face hub")
+        self.path = _tokenizer_file(location)
         self.max_tokens = max_tokens
         self._tokenizer = tokenizers.Tokenizer.from_file(str(self.path))
         self.pad_id, self.mask_id = self._id("[PAD]"), self._id("[MASK]")
@@ -144,7 +147,10 @@ class Tokenizer:
         return index
 
 
-def _tokenizer_file(path: Path) -> Path:
+def _tokenizer_file(location: str) -> Path:
+    if is_hub_name(location):
+        return hub_file(location, "tokenizer.json", "model.text.tokenizer (or init)")
+    path = resolve(location)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist: set model.text.tokenizer to a folder with a tokenizer.json")

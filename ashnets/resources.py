@@ -1,7 +1,8 @@
-"""Find files that a configuration names: a path, or `package:NAME/path/in/it` inside an installed package."""
+"""Find files that a configuration names: a path, `package:NAME/path/in/it`, or a name on the Hugging Face hub."""
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 
@@ -22,3 +23,25 @@ def resolve(location: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{location}: {path} does not exist")
     return path
+
+
+def is_hub_name(location: str) -> bool:
+    """Whether `location` is `OWNER/NAME` (or an old `NAME`) of the Hugging Face hub: nothing of that name is here."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", location) is not None and location[0] not in ".~" \
+        and not Path(location).exists()
+
+
+def hub_file(name: str, file: str, key: str) -> Path:
+    """One file of the hub's repository `name`, downloaded into the hub's cache where it is not there yet.
+
+    Raises FileNotFoundError, naming the configuration key `key` and the mend, where it cannot be had.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(name, file))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{key}={name}: neither a folder here nor a {file} that the Hugging Face hub gives "
+            f"({' '.join(str(error).split())[:200]}). Without access to the hub, download it elsewhere and give its "
+            "folder") from error

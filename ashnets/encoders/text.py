@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from ashnets.config import TextConfig
-from ashnets.resources import resolve
+from ashnets.resources import is_hub_name, resolve
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ def load_bert(init: str, shape: BertConfig, layers: int) -> BertModel:
 
 
 def _from_checkpoint(kind: type[Any], init: str, **settings: object) -> Any:
-    is_path = init.startswith(("package:", "/", ".", "~")) or Path(init).exists()
-    source = str(resolve(init)) if is_path else init
+    source = init if is_hub_name(init) else str(resolve(init))
     try:
         return kind.from_pretrained(source, **settings)
     except OSError as error:

@@ -170,6 +170,33 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer(str(tmp_path), 8)
 
 
+def test_a_name_on_the_hub_is_fetched_once_from_there(monkeypatch: pytest.MonkeyPatch, minilm: Tokenizer) -> None:
+    asked = []
+
+    def download(name: str, file: str) -> str:
+        asked.append((name, file))
+        return str(minilm.path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert np.array_equal(Tokenizer("google-bert/bert-base-uncased", 12)(TEXTS)[0], minilm(TEXTS)[0])
+    assert asked == [("google-bert/bert-base-uncased", "tokenizer.json")]
+
+
+@pytest.mark.parametrize("name", ["google-bert/bert-base-uncased", "bert-base-uncased"])
+def test_a_hub_out_of_reach_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{name}: neither .*tokenizer.json .*give its folder"):
+        Tokenizer(name, 12)
+
+
+@pytest.mark.parametrize("path", ["/no/folder", "./folder", "~/folder", "package:nothing/in/it", "a/b/c"])
+def test_a_path_is_never_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
+    with pytest.raises(FileNotFoundError, match=path):
+        Tokenizer(path, 12)
+
+
 def test_captions_of_the_same_words_have_one_class() -> None:
     assert caption_class("A red  Circle.") == caption_class("a RED circle") != caption_class("a red square")
     assert caption_class("!?") != caption_class("!!")
