@@ -129,21 +129,6 @@ def test_a_run_killed_behind_its_last_checkpoint_is_completed(tiny: Finished, jo
     assert_same_weights(folder, tiny.folder)
 
 
-@pytest.mark.parametrize(("keys", "said"), [
-    (["data.store=/nowhere/at/all"], "data.store=/nowhere/at/all"),
-    (["train.lr=0.5"], "train.lr: 0.001 -> 0.5"),
-    (["run.name=many", "scaling.workers=8"], "scaling.workers=8"),
-    (["run.name=gpus", "scaling.device=gpu"], "scaling.device=gpu"),
-    (["run.name=window", "model.abstract.window=shared", "model.abstract.time_steps=6"], "groups.size=4"),
-    (["run.name=typo", "model.abstract.time_step=3"], "model.abstract.time_steps"),
-    (["run.name=net", "model.backbone.name=resnet19"], "resnet18"),
-])
-def test_a_mistake_is_one_line_and_exit_2(tiny: Finished, jobs: Jobs, keys: list[str], said: str):
-    result = jobs.run(*keys)
-    assert result.returncode == 2, result.stderr
-    assert said in result.stderr and "Traceback" not in result.stderr
-
-
 def test_nothing_is_written_to_the_users_ray_folder(tiny: Finished, jobs: Jobs):
     assert not (jobs.home / ".ray").exists()
 
