@@ -1,4 +1,4 @@
-"""The whole way of one pre-training launch: store -> groups -> training -> held-out evaluation -> summary."""
+"""The whole way of one pre-training launch: store -> groups -> training -> held-out evaluation -> summary, report."""
 from __future__ import annotations
 
 import math
@@ -56,6 +56,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     from pipelines.evaluation.final import evaluate_export
     from pipelines.export import complete
     from pipelines.grouping.build import build_groups
+    from pipelines.report.page import write_report
     from pipelines.report.stages import StageProgress
     from pipelines.report.summary import print_summary, write_summary
     from pipelines.store.ingest import ingest_demo
@@ -85,7 +86,10 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     final = evaluate_export(job)
     summary = write_summary(job, final)
     complete(run)
-    print_summary(run, summary)
+    try:
+        write_report(job, summary, final)
+    finally:
+        print_summary(run, summary)
 
 
 def make_job(config: PretrainConfig, run: Path, attempt: int, store: Path, version: int, groups_path: Path, groups: int,

@@ -1,7 +1,7 @@
 """One held-out split of the store: its texts in memory, its images streamed in the store's order."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,20 +40,28 @@ class HeldOutSplit:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    def encoded(self, indices: Collection[int]) -> dict[int, bytes]:
+        """The images of these samples as they are stored."""
+        wanted = {self.sample_ids[index]: index for index in indices}
+        return {wanted[sample_id]: image for sample_id, image in self._images() if sample_id in wanted}
+
     def images(self, batch: int, rank: int = 0, world: int = 1
                ) -> Iterator[tuple[Int64[Tensor, "B"], UInt8[Tensor, "B 3 H W"]]]:
         """Batches of sample indices and their pixels; of several ranks each gets its own share."""
         wanted = {sample_id: index for index, sample_id in enumerate(self.sample_ids) if index % world == rank}
         indices: list[int] = []
         pixels: list[Tensor] = []
-        for rows in self._store.iter_batches(["sample_id", "image"], self._split, self._version):
-            for sample_id, image in zip(rows["sample_id"].to_pylist(), rows["image"].to_pylist(), strict=True):
-                if sample_id not in wanted:
-                    continue
-                indices.append(wanted[sample_id])
-                pixels.append(torch.from_numpy(image_to_pixels(image, self._image_size)))
-                if len(indices) == batch:
-                    yield torch.tensor(indices), torch.stack(pixels)
-                    indices, pixels = [], []
+        for sample_id, image in self._images():
+            if sample_id not in wanted:
+                continue
+            indices.append(wanted[sample_id])
+            pixels.append(torch.from_numpy(image_to_pixels(image, self._image_size)))
+            if len(indices) == batch:
+                yield torch.tensor(indices), torch.stack(pixels)
+                indices, pixels = [], []
         if indices:
             yield torch.tensor(indices), torch.stack(pixels)
+
+    def _images(self) -> Iterator[tuple[str, bytes]]:
+        for rows in self._store.iter_batches(["sample_id", "image"], self._split, self._version):
+            yield from zip(rows["sample_id"].to_pylist(), rows["image"].to_pylist(), strict=True)

@@ -103,9 +103,9 @@ def headline(summary: dict[str, Any]) -> list[Result]:
 
 
 def targets_in_words(found: dict[str, dict[str, int | None]]) -> str:
-    """`R@5 of 0.5, 0.9: image to text 50, not yet; ...`."""
+    """`R@5 of 0.5, 0.9: image to text 50, -; ...`."""
     targets = ", ".join(next(iter(found.values())))
-    measures = (f"{MEASURES[key]} {', '.join('not yet' if step is None else str(step) for step in steps.values())}"
+    measures = (f"{MEASURES[key]} {', '.join('-' if step is None else str(step) for step in steps.values())}"
                 for key, steps in found.items())
     return f"R@5 of {targets}: {'; '.join(measures)}"
 
@@ -129,7 +129,9 @@ def print_summary(run: Path, summary: dict[str, Any]) -> None:
     console.print(f"bad samples: {', '.join(f'{count} {reason}' for reason, count in bad.items()) if bad else 'none'};"
                   f" restarts survived: {summary['recoveries']}")
     console.print(f"everything lies in {run}", soft_wrap=True)
-    console.print(f"curves: tensorboard --logdir {run / 'tensorboard'}", soft_wrap=True)
+    if (run / "report.html").exists():
+        console.print(f"curves and pictures: {run / 'report.html'} (for any browser)", soft_wrap=True)
+    console.print(f"live curves: tensorboard --logdir {run / 'tensorboard'}", soft_wrap=True)
     if summary["status"] == "stopped":
         console.print("to go on: the same command without train.max_steps (or with a larger one)")
     else:

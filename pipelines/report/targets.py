@@ -16,12 +16,12 @@ MEASURES = {
 def steps_to_target(lines: Iterable[dict[str, Any]], targets: Sequence[float]) -> dict[str, dict[str, int | None]]:
     """For each measure that the lines of metrics.jsonl hold: target -> the first step whose value is at least it.
 
-    None where no validation passed it. Without a validation the mapping is empty.
+    None where no validation passed it. Without a validation or a target the mapping is empty.
     """
     found: dict[str, dict[str, int | None]] = {}
     for line in sorted(lines, key=lambda line: int(line["step"])):
         for key in MEASURES:
-            if key in line:
+            if targets and key in line:
                 steps = found.setdefault(key, {f"{target:g}": None for target in targets})
                 for target in targets:
                     if line[key] >= target and steps[f"{target:g}"] is None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import Finished, Jobs, lines
+from tests.pipelines.report.html_checks import check_page
 
 TASKS = ("itm", "mlm", "mvm", "itc", "stua")
 GROUPS = 24  # 94 scenes in groups of 4, the last one padded
@@ -48,6 +49,27 @@ def test_a_run_leaves_what_it_promises(tiny: Finished):
     assert summary["chance"]["retrieval/t2i_r5"] == pytest.approx(5 / 24, abs=0.02)
     assert len(summary["firing_rates"]) == 2 and summary["versions"]["torch"].startswith("2.11")
     assert "tiny: finished after 12 steps" in tiny.output and str(tiny.folder) in tiny.output.replace("\n", "")
+
+
+def test_the_report_shows_the_run_and_loads_nothing(tiny: Finished):
+    summary = json.loads((tiny.folder / "summary.json").read_text())
+    assert set(summary["steps_to_target"]) == {"retrieval/i2t_r5", "retrieval/t2i_r5"}
+    assert all(step in (6, None) for steps in summary["steps_to_target"].values() for step in steps.values())
+    html = (tiny.folder / "report.html").read_text()
+    assert len(html) < 3_000_000
+    page = check_page(html)
+    assert str(tiny.folder / "report.html") in tiny.output.replace("\n", "")
+    for told in ("tiny", "12 of 12 steps", "24 groups of 4", "train.schedule_steps"):
+        assert told in page.text
+    for key in ("retrieval/i2t_r5", "retrieval/t2i_r5", "stua/a2t_r5", "itm/accuracy_hard", "mlm/accuracy_right_image",
+                "mvm/explained"):
+        assert key in page.text and f"{summary['metrics'][key]:.3f}" in page.text, key
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) > 40 and all(p["src"].startswith("data:image/webp;base64,") for p in pictures)
+    charts = " ".join(attributes["aria-label"] for _, attributes in page.tags if attributes.get("role") == "img")
+    for title in ("Loss: total", "Loss: spikes to text", "Held-out retrieval", "Learning rate", "Gradient norm",
+                  "Firing rates", "Images per second", "waiting for data"):
+        assert title in charts
 
 
 def test_every_step_is_logged_once_with_every_loss(tiny: Finished):
