@@ -17,10 +17,13 @@ TEXT_BATCH = 256
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings of all I images and C captions; tokens and rates of this rank's own images (`own`) only."""
+    """Embeddings of all I images and C captions; tokens and rates of this rank's own images (`own`) only.
 
-    image: Float[Tensor, "I E"]
-    text: Float[Tensor, "C E"]
+    Without ITC there are no embeddings, without STUA no abstract ones.
+    """
+
+    image: Float[Tensor, "I E"] | None
+    text: Float[Tensor, "C E"] | None
     abstract: Float[Tensor, "I Dt"] | None
     text_feature: Float[Tensor, "C Dt"]
     own: Int64[Tensor, "O"]
@@ -28,6 +31,10 @@ class Features:
     rate: Float[Tensor, "O N D"] | None
     grid: tuple[int, int]
     firing_rates: dict[str, float]
+
+    def similarity(self, images: Int64[Tensor, "Q"] | slice = slice(None)) -> Float[Tensor, "Q C"] | None:
+        """ITC cosines of these images (default: all) with all captions; None without ITC."""
+        return None if self.image is None or self.text is None else self.image[images] @ self.text.T
 
 
 def gather_rows(indices: Int64[Tensor, "O"], rows: Float[Tensor, "O E"], total: int) -> Float[Tensor, "T E"]:
@@ -53,7 +60,8 @@ def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: to
         visual = model.model.encode_image(pixels.to(device))
         grid = visual.grid
         columns["own"].append(indices)
-        columns["image"].append(model.embed_image(visual.tokens).float().cpu())
+        if model.itc is not None:
+            columns["image"].append(model.embed_image(visual.tokens).float().cpu())
         columns["tokens"].append(visual.tokens.float().cpu())
         if visual.abstract is not None and visual.rate is not None:
             columns["rate"].append(visual.rate.float().cpu())
@@ -65,8 +73,8 @@ def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: to
     texts, features = _encode_texts(model, split, device, rank, world)
     captions = torch.arange(len(split.captions))[rank::world]
     return Features(
-        image=gather_rows(own, torch.cat(columns["image"]), len(split)),
-        text=gather_rows(captions, texts, len(split.captions)),
+        image=gather_rows(own, torch.cat(columns["image"]), len(split)) if columns["image"] else None,
+        text=None if texts is None else gather_rows(captions, texts, len(split.captions)),
         abstract=gather_rows(own, torch.cat(columns["abstract"]), len(split)) if columns["abstract"] else None,
         text_feature=gather_rows(captions, features, len(split.captions)),
         own=own, tokens=torch.cat(columns["tokens"]),
@@ -75,12 +83,14 @@ def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: to
 
 
 def _encode_texts(model: PretrainingModel, split: HeldOutSplit, device: torch.device, rank: int,
-                  world: int) -> tuple[Tensor, Tensor]:
+                  world: int) -> tuple[Tensor | None, Tensor]:
+    """This rank's ITC embeddings (None without ITC) and text features."""
     embeddings, features = [], []
     ids, masks = split.input_ids[rank::world], split.attention_mask[rank::world]
     for at in range(0, len(ids), TEXT_BATCH):
         pooled = model.model.encode_text(ids[at:at + TEXT_BATCH].to(device),
                                          masks[at:at + TEXT_BATCH].to(device)).pooled
-        embeddings.append(model.embed_text(pooled).float().cpu())
+        if model.itc is not None:
+            embeddings.append(model.embed_text(pooled).float().cpu())
         features.append(torch.nn.functional.normalize(pooled.float(), dim=-1).cpu())
-    return torch.cat(embeddings), torch.cat(features)
+    return torch.cat(embeddings) if embeddings else None, torch.cat(features)

@@ -29,7 +29,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     similarity: dict[str, Float[Tensor, "I C"]]
-    """ITC cosines of all images with all captions."""
+    """ITC cosines of all images with all captions; no split without ITC."""
 
 
 class HeldOut:
@@ -54,12 +54,15 @@ class HeldOut:
             similarity: dict[str, Tensor] = {}
             for key, split in self.splits.items():
                 features = extract(model, split, self._config.evaluation.batch, self._device, rank, world)
-                similarity[key] = features.image @ features.text.T
-                found = recalls(similarity[key], split.image_of_caption, split.caption_class, split.image_class)
-                metrics |= {f"{key}/{name}": value for name, value in found.items()}
+                cosines = features.similarity()
+                if cosines is not None:
+                    similarity[key] = cosines
+                    found = recalls(cosines, split.image_of_caption, split.caption_class, split.image_class)
+                    metrics |= {f"{key}/{name}": value for name, value in found.items()}
                 if key == "retrieval":
                     metrics |= self._main_split(model, split, features, rank, world)
-                elif world == 1 and self._categories is not None:  # only at the end: it reads the metadata once more
+                elif world == 1 and features.image is not None and self._categories is not None:
+                    # only at the end: it reads the metadata once more
                     found = zero_shot(model, self._categories, features.image, self._tokenizer, self._device)
                     metrics |= {f"zero_shot/{name}": value for name, value in found.items()}
         model.train(was_training)
@@ -97,7 +100,7 @@ class HeldOut:
             aligned = recalls(features.abstract @ features.text_feature.T, split.image_of_caption,
                               split.caption_class, split.image_class)
             metrics["stua/a2t_r5"] = aligned["i2t_r5"]
-        if self._config.evaluation.rerank and world == 1 and model.itm is not None:
+        if self._config.evaluation.rerank and world == 1 and model.itm is not None and model.itc is not None:
             found = reranked(model, split, features, self._config.evaluation.rerank, self._device)
             metrics |= {f"retrieval_reranked/{name}": value for name, value in found.items()}
         return metrics

@@ -25,9 +25,9 @@ SEED = 7
 """Seed of the evaluation's own draws: negatives, masks."""
 
 
-def wrong_texts(split: HeldOutSplit, own: Int64[Tensor, "O"], similarity: Float[Tensor, "O C"]
-                ) -> tuple[Int64[Tensor, "O"], Int64[Tensor, "O"]]:
-    """For each image a random wrong caption, and the wrong caption that ITC finds most similar.
+def wrong_texts(split: HeldOutSplit, own: Int64[Tensor, "O"], similarity: Float[Tensor, "O C"] | None
+                ) -> dict[str, Int64[Tensor, "O"]]:
+    """For each image a `random` wrong caption, and the `hard` one that ITC finds most similar (where there is ITC).
 
     A caption is wrong where its words are not among those of the image's picture.
     """
@@ -36,7 +36,10 @@ def wrong_texts(split: HeldOutSplit, own: Int64[Tensor, "O"], similarity: Float[
     allowed = torch.stack([~torch.isin(split.caption_class, words) for words in described])
     noise = torch.rand(split.image_of_caption.shape[0], generator=torch.Generator().manual_seed(SEED))
     drawn = torch.stack([noise.roll(int(i)) for i in own.tolist()])
-    return drawn.masked_fill(~allowed, -1).argmax(1), similarity.masked_fill(~allowed, -torch.inf).argmax(1)
+    wrong = {"random": drawn.masked_fill(~allowed, -1).argmax(1)}
+    if similarity is not None:
+        wrong["hard"] = similarity.masked_fill(~allowed, -torch.inf).argmax(1)
+    return wrong
 
 
 @torch.no_grad()
@@ -44,18 +47,17 @@ def pair_totals(model: PretrainingModel, split: HeldOutSplit, features: Features
                 mask_rate: float, batch: int, device: torch.device) -> Totals:
     """Counts and sums over this rank's images, each with its first caption, for `pair_metrics`."""
     totals: Totals = defaultdict(float)
-    random_text, hard_text = wrong_texts(split, features.own, features.image[features.own] @ features.text.T)
+    wrong = wrong_texts(split, features.own, features.similarity(features.own))
     true_text = split.first_caption[features.own]
     other_image = torch.arange(len(features.own)).roll(1)
     for at in range(0, len(features.own), batch):
         rows = slice(at, at + batch)
         tokens = features.tokens[rows].to(device)
         if model.itm is not None:
-            for name, texts, matched in (("true", true_text, True), ("random", random_text, False),
-                                         ("hard", hard_text, False)):
+            for name, texts in {"true": true_text, **wrong}.items():
                 ids, attention = split.input_ids[texts[rows]].to(device), split.attention_mask[texts[rows]].to(device)
                 logits = model.match(model.model.fuse(ids, attention, tokens, None), attention)
-                totals[f"itm/{name}"] += float(correct_matches(logits, matched).sum())
+                totals[f"itm/{name}"] += float(correct_matches(logits, name == "true").sum())
             totals["pairs"] += len(tokens)
         if model.mlm is not None:
             _add_mlm(totals, model, split, true_text[rows], tokens,
@@ -102,7 +104,7 @@ def pair_metrics(model: PretrainingModel, totals: Totals) -> dict[str, float]:
     """Accuracies from summed totals; a decision about a pair counts half true pairs, half wrong ones."""
     metrics: dict[str, float] = {}
     if totals["pairs"]:
-        for name in ("random", "hard"):
+        for name in ("random", "hard") if "itm/hard" in totals else ("random",):
             metrics[f"itm/accuracy_{name}"] = (totals["itm/true"] + totals[f"itm/{name}"]) / (2 * totals["pairs"])
     if totals["mlm/words"]:
         for name in ("right", "wrong"):

@@ -21,7 +21,8 @@ def reranked(model: PretrainingModel, split: HeldOutSplit, features: Features, c
 
     Needs all images' tokens in this process. One caption an image keeps the cost at 2 * I * candidates pairs.
     """
-    assert model.itc is not None and len(features.own) == len(split)
+    assert model.itc is not None and features.image is not None and features.text is not None
+    assert len(features.own) == len(split)
     order = torch.empty_like(features.own)
     order[features.own] = torch.arange(len(features.own))
     texts = split.first_caption

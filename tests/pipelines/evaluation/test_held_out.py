@@ -1,6 +1,7 @@
 """Held-out evaluation: shares of ranks, wrong texts, re-ranking and pair accuracies against independent counts."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,7 +83,7 @@ def test_a_wrong_text_is_never_the_images_own_in_words_or_picture(held_out: Held
     split = held_out.splits["retrieval"]
     features = extract(model, split, 8, CPU)
     similarity = features.image[features.own] @ features.text.T
-    for chosen in wrong_texts(split, features.own, similarity):
+    for chosen in wrong_texts(split, features.own, similarity).values():
         for image, text in zip(features.own.tolist(), chosen.tolist(), strict=True):
             mine = [c for c, i in enumerate(split.image_of_caption.tolist())
                     if split.image_class[i] == split.image_class[image]]
@@ -133,3 +134,18 @@ def test_an_empty_split_is_named(config: PretrainConfig, store: ImageTextStore):
     assert isinstance(other, PretrainConfig)
     with pytest.raises(ValueError, match="no samples of split 'nowhere'"):
         HeldOut(other, store.path, store.version(), CPU)
+
+
+def test_without_itc_nothing_is_retrieved_and_the_rest_is_measured(config: PretrainConfig, held_out: HeldOut):
+    """And each task alone can be evaluated."""
+    for alone in ("itm", "mlm", "mvm", "stua", "itc"):
+        weights = {name: replace(getattr(config.tasks, name), weight=float(name == alone))
+                   for name in ("itc", "itm", "mlm", "mvm", "stua")}
+        model = build_model(replace(config, tasks=replace(config.tasks, **weights))).eval()
+        found = held_out.validate(model)
+        keys = {key for key in found.metrics if not key.startswith("held_out_firing_rate/")}
+        expected = {"itm": {"itm/accuracy_random"}, "mlm": {"mlm/accuracy_right_image", "mlm/accuracy_wrong_image"},
+                    "mvm": {"mvm/explained"}, "stua": {"stua/a2t_r5"},
+                    "itc": {f"retrieval/{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}}
+        assert keys == expected[alone]
+        assert bool(found.similarity) is (alone == "itc")
