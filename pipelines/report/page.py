@@ -35,7 +35,7 @@ def content(job: TrainingJob, summary: dict[str, Any], final: Final) -> dict[str
     lines, starts = list(read_lines(job.run / "metrics.jsonl")), list(read_lines(job.run / "starts.jsonl"))
     marks = resumed_at(starts)
     chosen = settings(job.config)
-    main = final.held_out.splits.get("retrieval")
+    main = final.held_out.splits["retrieval"] if "retrieval" in final.evaluation.similarity else None
     return {
         "summary": summary,
         "results": headline(summary),
