@@ -150,6 +150,10 @@ class ASHNetsModel(PreTrainedModel):  # type: ignore[misc]
         if problems:
             raise ValueError(f"{pretrained_model_name_or_path} holds the weights of another architecture than its "
                              f"config.json ({'; '.join(problems)})")
+        # The loader leaves tensors where they lie in the file: at odd addresses, where kernels round otherwise than in
+        # training, and at the mercy of whoever replaces the file.
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
         for name in model._frozen:  # Hugging Face's loader makes every parameter a trained one
             model.get_parameter(name).requires_grad_(False)
         return (model, info) if output_loading_info else model

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import ray.data
-from ray.exceptions import RayTaskError
 
 from ashnets.weights_file import trained_steps
 from pipelines.embedding.settings import EmbedConfig
@@ -100,27 +99,28 @@ def _run(parts: list[Part], work: Work, progress: Progress | None) -> list[Done]
         partial(_task, parts=parts, work=work), batch_size=1, num_cpus=1, num_gpus=gpus)
     dataset.context.enable_progress_bars = False
     done: list[Done] = []
-    try:
-        for batch in dataset.iter_batches(batch_size=None):
-            for text in batch["done"]:
-                done.append(Done(**json.loads(str(text))))
-                if progress is not None:
-                    progress("embedding", len(done), len(parts))
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from error
-        raise
+    for batch in dataset.iter_batches(batch_size=None):
+        for text in batch["done"]:
+            done.append(Done(**json.loads(str(text))))
+            if done[-1].mistake:
+                raise UserError(done[-1].mistake)
+            if progress is not None:
+                progress("embedding", len(done), len(parts))
     return sorted(done, key=lambda one: one.part)
 
 
 def _task(numbers: dict[str, np.ndarray], parts: list[Part], work: Work) -> dict[str, np.ndarray]:
+    return {"done": np.array([json.dumps(asdict(_try(parts[number], work))) for number in numbers["id"]], dtype=object)}
+
+
+def _try(part: Part, work: Work) -> Done:
+    """A user's mistake comes back as text: Ray would bury the exception under its own."""
     try:
-        done = [embed_part(parts[number], work) for number in numbers["id"]]
-    except Exception as error:  # the traceback, by which a user's mistake is known, does not reach the driver
-        if is_users_mistake(error):
-            raise UserError(str(error)) from error
-        raise
-    return {"done": np.array([json.dumps(asdict(one)) for one in done], dtype=object)}
+        return embed_part(part, work)
+    except Exception as error:
+        if not is_users_mistake(error):
+            raise
+        return Done(part.number, 0, 0, {}, mistake=str(error))
 
 
 def _manifest(config: EmbedConfig, export: Path, store: ImageTextStore, version: int,

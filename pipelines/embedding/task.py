@@ -41,12 +41,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """A part's rows and captions, and the samples left out: sample id -> reason."""
+    """A part's rows and captions, and the samples left out: sample id -> reason; or what the user must mend."""
 
     part: int
     rows: int
     captions: int
     left_out: dict[str, str]
+    mistake: str = ""
 
 
 def schema(size: int) -> pa.Schema:
