@@ -6,7 +6,7 @@ sets the same values again); the mean over all ranks' real micro-batches then mo
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class StepStatistics:
         self._reduce = reduce
         self._running: list[Tensor] = []
         self._sums: list[Tensor] = []
+        self._counts: list[Tensor] = []
         self._real = 0
         for layer in self._layers:
             layer.momentum = 1.0
@@ -42,6 +43,7 @@ class StepStatistics:
     def begin_step(self) -> None:
         """Remember the running values before the step's first forward."""
         self._running = [b.clone() for b in self._buffers()]
+        self._counts = [layer.num_batches_tracked.clone() for layer in self._layers]
         self._sums = [torch.zeros_like(b) for b in self._running]
         self._real = 0
 
@@ -54,7 +56,10 @@ class StepStatistics:
 
     @torch.no_grad()
     def end_step(self) -> None:
-        """Set every buffer to (1 - momentum) * running + momentum * mean over all ranks' real micro-batches."""
+        """Set every buffer to (1 - momentum) * running + momentum * mean over all ranks' real micro-batches.
+
+        `num_batches_tracked` counts steps, since the forwards of a rank depend on the number of ranks.
+        """
         if not self._layers:
             return
         device = self._sums[0].device
@@ -66,21 +71,24 @@ class StepStatistics:
             target = mean[offset:offset + buffer.numel()].view_as(buffer)
             offset += buffer.numel()
             buffer.copy_(torch.lerp(running, target.to(running.dtype), self._momentum) if moves else running)
+        for layer, count in zip(self._layers, self._counts, strict=True):
+            layer.num_batches_tracked.copy_(count + int(layer.training))
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, forwards: list[Callable[[], object]],
+def recalibrate(model: nn.Module, forwards: Sequence[Callable[[], object]], real: Sequence[bool] | None = None,
                 reduce: Reduce = lambda total: total) -> None:
     """Replace all running statistics by plain means over `forwards`, each one a call of the model from rest.
 
     Short runs leave running statistics behind the weights; a model that is exported or scored gets this first.
-    Layers in evaluation mode (frozen ones) keep theirs.
+    Layers in evaluation mode (frozen ones) keep theirs. Forwards that are not `real` (padding, which keeps the ranks
+    in step) count nothing.
     """
     if not forwards:
         raise ValueError("recalibration needs at least one micro-batch")
     statistics = StepStatistics(model, momentum=1.0, reduce=reduce)
     statistics.begin_step()
-    for forward in forwards:
+    for forward, counts in zip(forwards, real or [True] * len(forwards), strict=True):
         forward()
-        statistics.add_micro_batch(real=True)
+        statistics.add_micro_batch(counts)
     statistics.end_step()

@@ -6,20 +6,21 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ashnets.tasks.pretraining import PretrainingModel
-from pipelines.evaluation.split import HeldOutSplit
+from pipelines.evaluation.split import HeldOutSplit, share
 
 TEXT_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Features:
-    """Embeddings of all I images and C captions; tokens and rates of this rank's own images (`own`) only.
+    """Embeddings of all I images and C captions; tokens and rates of this rank's share of the images (`own`) only.
 
-    Without ITC there are no embeddings, without STUA no abstract ones.
+    Where `counts` is False the image is another rank's, run here too only to keep the ranks in step. Without ITC
+    there are no embeddings, without STUA no abstract ones.
     """
 
     image: Float[Tensor, "I E"] | None
@@ -27,6 +28,7 @@ class Features:
     abstract: Float[Tensor, "I Dt"] | None
     text_feature: Float[Tensor, "C Dt"]
     own: Int64[Tensor, "O"]
+    counts: Bool[Tensor, "O"]
     tokens: Float[Tensor, "O N D"]
     rate: Float[Tensor, "O N D"] | None
     grid: tuple[int, int]
@@ -70,23 +72,23 @@ def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: to
             for name, rate in model.model.firing_rates().items():
                 rates[name] += float(rate) * len(indices)
     own = torch.cat(columns["own"])
-    texts, features = _encode_texts(model, split, device, rank, world)
-    captions = torch.arange(len(split.captions))[rank::world]
+    captions = torch.tensor(share(len(split.captions), rank, world))
+    texts, features = _encode_texts(model, split, captions, device)
     return Features(
         image=gather_rows(own, torch.cat(columns["image"]), len(split)) if columns["image"] else None,
         text=None if texts is None else gather_rows(captions, texts, len(split.captions)),
         abstract=gather_rows(own, torch.cat(columns["abstract"]), len(split)) if columns["abstract"] else None,
         text_feature=gather_rows(captions, features, len(split.captions)),
-        own=own, tokens=torch.cat(columns["tokens"]),
+        own=own, counts=own % world == rank, tokens=torch.cat(columns["tokens"]),
         rate=torch.cat(columns["rate"]) if columns["rate"] else None, grid=grid,
         firing_rates={name: total / len(own) for name, total in rates.items()})
 
 
-def _encode_texts(model: PretrainingModel, split: HeldOutSplit, device: torch.device, rank: int,
-                  world: int) -> tuple[Tensor | None, Tensor]:
-    """This rank's ITC embeddings (None without ITC) and text features."""
+def _encode_texts(model: PretrainingModel, split: HeldOutSplit, captions: Int64[Tensor, "S"],
+                  device: torch.device) -> tuple[Tensor | None, Tensor]:
+    """ITC embeddings (None without ITC) and text features of these captions."""
     embeddings, features = [], []
-    ids, masks = split.input_ids[rank::world], split.attention_mask[rank::world]
+    ids, masks = split.input_ids[captions], split.attention_mask[captions]
     for at in range(0, len(ids), TEXT_BATCH):
         pooled = model.model.encode_text(ids[at:at + TEXT_BATCH].to(device),
                                          masks[at:at + TEXT_BATCH].to(device)).pooled

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ashnets.model import VisualFeatures
@@ -52,15 +52,15 @@ def pair_totals(model: PretrainingModel, split: HeldOutSplit, features: Features
     other_image = torch.arange(len(features.own)).roll(1)
     for at in range(0, len(features.own), batch):
         rows = slice(at, at + batch)
-        tokens = features.tokens[rows].to(device)
+        tokens, counts = features.tokens[rows].to(device), features.counts[rows].to(device)
         if model.itm is not None:
             for name, texts in {"true": true_text, **wrong}.items():
                 ids, attention = split.input_ids[texts[rows]].to(device), split.attention_mask[texts[rows]].to(device)
                 logits = model.match(model.model.fuse(ids, attention, tokens, None), attention)
-                totals[f"itm/{name}"] += float(correct_matches(logits, name == "true").sum())
-            totals["pairs"] += len(tokens)
+                totals[f"itm/{name}"] += float(correct_matches(logits, name == "true")[counts].sum())
+            totals["pairs"] += float(counts.sum())
         if model.mlm is not None:
-            _add_mlm(totals, model, split, true_text[rows], tokens,
+            _add_mlm(totals, model, split, true_text[rows], counts, tokens,
                      features.tokens[other_image[rows]].to(device), tokenizer, mask_rate)
         if model.mvm is not None:
             _add_mvm(totals, model, split, features, rows, true_text[rows], device)
@@ -68,13 +68,14 @@ def pair_totals(model: PretrainingModel, split: HeldOutSplit, features: Features
 
 
 def _add_mlm(totals: Totals, model: PretrainingModel, split: HeldOutSplit, texts: Int64[Tensor, "B"],
-             right: Float[Tensor, "B N D"], wrong: Float[Tensor, "B N D"], tokenizer: Tokenizer,
-             mask_rate: float) -> None:
+             counts: Bool[Tensor, "B"], right: Float[Tensor, "B N D"], wrong: Float[Tensor, "B N D"],
+             tokenizer: Tokenizer, mask_rate: float) -> None:
     assert model.mlm is not None
     masked = [mask_tokens(split.input_ids[t].numpy(), split.attention_mask[t].numpy(), tokenizer, mask_rate, False,
                           generator("held-out masks", SEED, t)) for t in texts.tolist()]
     ids = torch.stack([torch.from_numpy(m[0]) for m in masked]).to(right.device)
     labels = torch.stack([torch.from_numpy(m[1]) for m in masked]).to(right.device)
+    labels = labels.masked_fill(~counts[:, None], IGNORED)
     attention = split.attention_mask[texts].to(right.device)
     for name, tokens in (("right", right), ("wrong", wrong)):
         states = model.model.fuse(ids, attention, tokens, None).text
@@ -90,9 +91,12 @@ def _add_mvm(totals: Totals, model: PretrainingModel, split: HeldOutSplit, featu
     rate = None if features.rate is None else features.rate[rows].to(device)
     targets = model.mvm.targets(VisualFeatures(concrete=tokens, abstract=None, rate=rate, tokens=tokens,
                                                grid=features.grid))
-    mask = model.mvm.mask(targets, features.grid, torch.Generator().manual_seed(SEED + rows.start))
+    mask = torch.cat([  # drawn by the sample, so that it depends on neither the batch nor the number of ranks
+        model.mvm.mask(targets[i:i + 1], features.grid, torch.Generator().manual_seed(SEED + index))
+        for i, index in enumerate(features.own[rows].tolist())])
     fused = model.model.fuse(split.input_ids[texts].to(device), split.attention_mask[texts].to(device),
                              tokens, mask)
+    mask = mask & features.counts[rows].to(device)[:, None]
     losses = model.mvm.token_losses(fused.visual[mask], targets[mask])
     totals["mvm/loss"] += float(losses.double().sum())
     totals["mvm/tokens"] += len(losses)

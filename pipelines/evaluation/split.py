@@ -13,6 +13,13 @@ from ashnets.processing import Tokenizer, caption_class, image_to_pixels
 from pipelines.store.table import ImageTextStore
 
 
+def share(total: int, rank: int, world: int) -> list[int]:
+    """Which of `total` things are the rank's. All ranks get equally many, since under ZeRO-3 every forward is a joint
+    one: the last ranks may get one of the first again, which is theirs only where `thing % world == rank`.
+    """
+    return [index % total for index in range(rank, -(-total // world) * world, world)]
+
+
 class HeldOutSplit:
     """The first `limit` samples of a split (0: all), by sample id. Raises ValueError where the split is empty."""
 
@@ -47,8 +54,8 @@ class HeldOutSplit:
 
     def images(self, batch: int, rank: int = 0, world: int = 1
                ) -> Iterator[tuple[Int64[Tensor, "B"], UInt8[Tensor, "B 3 H W"]]]:
-        """Batches of sample indices and their pixels; of several ranks each gets its own share."""
-        wanted = {sample_id: index for index, sample_id in enumerate(self.sample_ids) if index % world == rank}
+        """Batches of sample indices and their pixels; of several ranks each gets its `share`."""
+        wanted = {self.sample_ids[index]: index for index in share(len(self), rank, world)}
         indices: list[int] = []
         pixels: list[Tensor] = []
         for sample_id, image in self._images():

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import ray.train
@@ -63,13 +62,15 @@ def _train(job: TrainingJob, rank: int, world: int) -> None:
 
 
 def export(engine: Engine, job: TrainingJob, step: int, rank: int, world: int) -> None:
-    """Recalibrate the running statistics from rest (rule: inference starts from rest), write the weights of `step`."""
-    per_rank = -(-RECALIBRATION_ATOMS // world)
-    steps = -(-per_rank // engine.rounds)
-    atoms = list(islice(local_batches(job.plan, 0, steps, rank, world), per_rank))
+    """Recalibrate the running statistics from rest (rule: inference starts from rest), write the weights of `step`.
+
+    All ranks together run the stream's first steps, so the statistics do not depend on the number of workers.
+    """
+    steps = -(-RECALIBRATION_ATOMS // job.config.train.atoms_per_step)
+    atoms = list(local_batches(job.plan, 0, steps, rank, world))
     engine.model.train()
     with torch.no_grad():
         recalibrate(engine.model, [partial(engine.model.model.encode_image, atom.pixels.to(engine.device))
-                                   for atom in atoms], reduce=sum_over_ranks)
+                                   for atom in atoms], [atom.position >= 0 for atom in atoms], reduce=sum_over_ranks)
     engine.export_weights(Path(job.run) / "export" / "model.safetensors", step)
     dist.barrier()

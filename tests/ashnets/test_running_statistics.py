@@ -86,3 +86,24 @@ def test_recalibration_is_the_plain_mean():
     recalibrate(model, [lambda batch=batch: model(batch) for batch in data])
     inputs = [model[0](b) for b in data]
     torch.testing.assert_close(model[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0))
+
+
+def test_recalibration_leaves_padding_out():
+    model, expected, data = network(), network(), batches(3)
+    recalibrate(expected, [lambda batch=batch: expected(batch) for batch in data[:2]])
+    recalibrate(model, [lambda batch=batch: model(batch) for batch in data], [True, True, False])
+    for name, buffer in expected.named_buffers():
+        assert torch.equal(model.get_buffer(name), buffer), name
+
+
+def test_batches_tracked_are_steps():
+    model = network()
+    model[4].eval()
+    statistics = StepStatistics(model)
+    for _ in range(2):
+        statistics.begin_step()
+        for batch in batches(3):
+            model(batch)
+            statistics.add_micro_batch(real=True)
+        statistics.end_step()
+    assert model[1].num_batches_tracked.item() == 2 and model[4].num_batches_tracked.item() == 0

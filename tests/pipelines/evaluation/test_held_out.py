@@ -1,6 +1,7 @@
 """Held-out evaluation: shares of ranks, wrong texts, re-ranking and pair accuracies against independent counts."""
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipelines.evaluation.features import extract
 from pipelines.evaluation.held_out import HeldOut
 from pipelines.evaluation.pairs import pair_metrics, pair_totals, wrong_texts
 from pipelines.evaluation.rerank import reranked
+from pipelines.evaluation.split import share
 from pipelines.sources.record import Sample
 from pipelines.sources.scenes import ScenesSource
 from pipelines.store.schema import STORE_SCHEMA
@@ -59,14 +61,37 @@ def test_ranks_share_the_images_and_agree_with_one_process(held_out: HeldOut, mo
     split = held_out.splits["retrieval"]
     whole = extract(model, split, 8, CPU)
     shares = [extract(model, split, 5, CPU, rank, 2) for rank in range(2)]
-    own = torch.cat([share.own for share in shares])
+    own = torch.cat([part.own for part in shares])
     assert sorted(set(own.tolist())) == list(range(len(split)))
     tokens = torch.empty_like(whole.tokens)
-    for share in shares:
-        tokens[share.own] = share.tokens
+    for part in shares:
+        tokens[part.own] = part.tokens
     order = torch.empty_like(whole.tokens)
     order[whole.own] = whole.tokens
     torch.testing.assert_close(tokens, order, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("total", "world"), [(21, 2), (21, 3), (21, 4), (2, 3), (6, 3)])
+def test_all_ranks_run_equally_many_and_each_thing_counts_once(total: int, world: int):
+    """A rank with fewer forwards than the others would leave them waiting for ever under ZeRO-3."""
+    shares = [share(total, rank, world) for rank in range(world)]
+    assert len({len(part) for part in shares}) == 1
+    assert all(len(set(part)) == len(part) for part in shares)
+    assert sorted(i for rank, part in enumerate(shares) for i in part if i % world == rank) == list(range(total))
+
+
+def test_the_totals_of_ranks_add_up_to_one_process(held_out: HeldOut, model):
+    split = held_out.splits["retrieval"]
+    whole = extract(model, split, 8, CPU)
+    expected = pair_totals(model, split, whole, held_out._tokenizer, 0.25, 8, CPU)
+    found: Counter[str] = Counter()
+    for rank in range(2):
+        part = extract(model, split, 5, CPU, rank, 2)
+        assert len(part.own) == 11
+        part = replace(part, image=whole.image, text=whole.text)  # what gathering over the ranks gives
+        found.update(pair_totals(model, split, part, held_out._tokenizer, 0.25, 5, CPU))
+    for name in expected.keys() - {"mlm/wrong"}:  # a wrong image is one of the rank's own
+        assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-4), name
 
 
 def test_metrics_depend_on_neither_batch_size_nor_order(config: PretrainConfig, store: ImageTextStore, model):
@@ -75,7 +100,8 @@ def test_metrics_depend_on_neither_batch_size_nor_order(config: PretrainConfig, 
         other = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), {"evaluation": {"batch": batch}}))
         assert isinstance(other, PretrainConfig)
         found.append(HeldOut(other, store.path, store.version(), CPU, limit=0).validate(model).metrics)
-    for name in ("retrieval/i2t_r1", "retrieval/t2i_r5", "itm/accuracy_hard", "mlm/accuracy_right_image"):
+    for name in ("retrieval/i2t_r1", "retrieval/t2i_r5", "itm/accuracy_hard", "mlm/accuracy_right_image",
+                 "mvm/explained"):
         assert found[0][name] == pytest.approx(found[1][name], abs=1e-6), name
 
 

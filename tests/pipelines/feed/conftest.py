@@ -9,7 +9,7 @@ import pytest
 from pipelines.config import FeedConfig
 from pipelines.feed.plan import FeedPlan
 
-from .small_stores import WORDS, SmallStore, make_groups, write_groups
+from .small_stores import SmallStore, make_groups, write_groups, write_tokenizer
 
 MakePlan = Callable[..., FeedPlan]
 
@@ -24,18 +24,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WordPiece tokenizer of a few words."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", *WORDS[:2], "run", "##ning", "un",
-              "##believ", "##able", *WORDS[4:]]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.save(str(path))
-    return path
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "tokenizer.json")
 
 
 @pytest.fixture(scope="session")

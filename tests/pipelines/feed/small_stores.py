@@ -11,12 +11,14 @@ import pyarrow as pa
 import simplejpeg
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ashnets.batch import MicroBatch
 from pipelines.grouping.materialise import FORMAT, GROUP_SCHEMA
 from pipelines.store.schema import write_parquet
 
 WORDS = ("red", "blue", "running", "unbelievable", "cat", "dog", "left", "umbrella", "smiling", "face")
+VOCABULARY = 19
 
 
 def encode(pixels: np.ndarray, kind: str = "jpeg") -> bytes:
@@ -55,6 +57,19 @@ def write_groups(path: Path, rows: list[dict], row_group: int = 4, files: int = 
         manifest_files.append({"name": name, "bytes": count, "row_groups": sizes})
     manifest = {"format": FORMAT, "size": size, "groups": len(rows), "files": manifest_files}
     (path / "groups.json").write_text(json.dumps(manifest))
+    return path
+
+
+def write_tokenizer(path: Path) -> Path:
+    """A WordPiece tokenizer of VOCABULARY pieces that knows WORDS."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused1]", *WORDS[:2], "run", "##ning", "un",
+              "##believ", "##able", *WORDS[4:]]
+    assert len(pieces) == VOCABULARY
+    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(path))
     return path
 
 
