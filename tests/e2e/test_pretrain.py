@@ -114,29 +114,23 @@ def test_a_killed_worker_changes_nothing(tiny: Finished, jobs: Jobs):
     assert_same_weights(folder, tiny.folder)
 
 
-def test_a_killed_driver_continues_by_the_same_command(tiny: Finished, jobs: Jobs):
-    process = jobs.start("run.name=driver-killed")
-    folder = jobs.storage / "driver-killed"
-    wait_for_step(folder, 5, process.pid)
-    second = jobs.run("run.name=driver-killed")
-    assert second.returncode == 2 and f"pid {process.pid}" in second.stderr
-    process.kill()
-    process.communicate()
-    done = jobs.run("run.name=driver-killed")
-    assert done.returncode == 0, done.stderr
-    assert_each_position_once(folder, 12)
-    assert [line["step"] for line in lines(folder / "metrics.jsonl") if "loss" in line] == list(range(1, 13))
-    assert_same_weights(folder, tiny.folder)
-
-
-def test_max_steps_stops_and_a_larger_one_goes_on(tiny: Finished, jobs: Jobs):
+def test_a_stopped_run_and_a_killed_driver_continue_by_the_same_command(tiny: Finished, jobs: Jobs):
+    """Stopped at step 4 by max_steps, then killed, then run to the end: nothing of that is left in the weights."""
     stopped = jobs.run("run.name=staged", "train.max_steps=4")
     folder = jobs.storage / "staged"
     assert stopped.returncode == 0, stopped.stderr
     assert json.loads((folder / "summary.json").read_text())["status"] == "stopped"
+    process = jobs.start("run.name=staged")
+    wait_for_step(folder, 7, process.pid)
+    second = jobs.run("run.name=staged")
+    assert second.returncode == 2 and f"pid {process.pid}" in second.stderr
+    process.kill()
+    process.communicate()
     done = jobs.run("run.name=staged")
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    assert_each_position_once(folder, 12)
+    assert [line["step"] for line in lines(folder / "metrics.jsonl") if "loss" in line] == list(range(1, 13))
     assert_same_weights(folder, tiny.folder)
 
 
