@@ -30,7 +30,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.bert.modeling_bert import BertEmbeddings
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file
 
 from ashnets.config import ModelConfig, TasksConfig
 from ashnets.encoders.text import bert_shape, checkpoint_config
@@ -60,7 +61,7 @@ def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(**arguments)
 
 
-class ASHNetsConfig(PreTrainedConfig):  # type: ignore[misc]
+class ASHNetsConfig(PreTrainedConfig):
     """Everything that shapes the model, as plain values: `model`, `tasks`, the text encoder's BERT, the image side.
 
     Where weights started from is not part of it: a model is built bare, and then loaded.
@@ -101,7 +102,7 @@ class ASHNetsConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 @dataclass
-class ASHNetsOutput(ModelOutput):  # type: ignore[misc]
+class ASHNetsOutput(ModelOutput):
     """Unit-norm embeddings, and their cosines over the learned temperature."""
 
     image_embeds: Float[Tensor, "B E"] | None = None
@@ -110,7 +111,7 @@ class ASHNetsOutput(ModelOutput):  # type: ignore[misc]
     logits_per_text: Float[Tensor, "M B"] | None = None
 
 
-class ASHNetsModel(PreTrainedModel):  # type: ignore[misc]
+class ASHNetsModel(PreTrainedModel):
     """An ASH-Net under its pre-training heads; every image runs from rest, whatever stands beside it in the batch.
 
     Its parts are those of `ashnets.tasks.pretraining.PretrainingModel` under the same names, so that a run's
@@ -134,15 +135,17 @@ class ASHNetsModel(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False,
-                        **settings: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+            cls, pretrained_model_name_or_path: str | Path, *args: Any, output_loading_info: bool = False,
+            **settings: Any) -> Any:
         """The model of an export, in evaluation mode; reads safetensors only, never a pickle.
 
         `settings` are those of Hugging Face. Raises ValueError where the weights are those of another architecture.
         """
         settings |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # what differs is refused below
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True,
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True,
                                               **settings)
+        model, info = loaded
         info["reshaped"] = [name for name, *_ in info["mismatched_keys"]]
         problems = [f"{what}: {', '.join(sorted(info[key])[:5])}" for what, key in (
             ("missing", "missing_keys"), ("not in this model", "unexpected_keys"), ("of another shape", "reshaped"))
@@ -249,9 +252,10 @@ class ASHNetsProcessor:
         """The processor of an export. Raises OSError where a file is missing."""
         hub = {name: settings[name] for name in ("cache_dir", "token", "revision", "local_files_only", "subfolder")
                if name in settings}
-        files = [cached_file(pretrained_model_name_or_path, name, **hub) for name in (PROCESSOR_FILE, "tokenizer.json")]
-        saved = json.loads(Path(files[0]).read_text())
-        return cls(files[1], saved["max_tokens"], saved["image_size"])
+        settings_file, words = (str(cached_file(pretrained_model_name_or_path, name, **hub))
+                                for name in (PROCESSOR_FILE, "tokenizer.json"))
+        saved = json.loads(Path(settings_file).read_text())
+        return cls(words, saved["max_tokens"], saved["image_size"])
 
 
 def load(path: str | Path) -> tuple[ASHNetsModel, ASHNetsProcessor]:

@@ -109,4 +109,5 @@ def _load(export: str, device: str) -> tuple[ASHNetsModel, ASHNetsProcessor]:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     model, processor = load(export)
-    return model.to(device), processor
+    torch.nn.Module.to(model, device)
+    return model, processor
