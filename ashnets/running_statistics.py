@@ -40,10 +40,13 @@ class StepStatistics:
             buffers += [layer.running_mean, layer.running_var]
         return buffers
 
+    def _counters(self) -> list[Tensor]:
+        return [layer.num_batches_tracked for layer in self._layers if layer.num_batches_tracked is not None]
+
     def begin_step(self) -> None:
         """Remember the running values before the step's first forward."""
         self._running = [b.clone() for b in self._buffers()]
-        self._counts = [layer.num_batches_tracked.clone() for layer in self._layers]
+        self._counts = [counter.clone() for counter in self._counters()]
         self._sums = [torch.zeros_like(b) for b in self._running]
         self._real = 0
 
@@ -71,8 +74,8 @@ class StepStatistics:
             target = mean[offset:offset + buffer.numel()].view_as(buffer)
             offset += buffer.numel()
             buffer.copy_(torch.lerp(running, target.to(running.dtype), self._momentum) if moves else running)
-        for layer, count in zip(self._layers, self._counts, strict=True):
-            layer.num_batches_tracked.copy_(count + int(layer.training))
+        for counter, count, layer in zip(self._counters(), self._counts, self._layers, strict=True):
+            counter.copy_(count + int(layer.training))
 
 
 @torch.no_grad()
