@@ -26,7 +26,7 @@ pretrain: $(STAMP)  ## pre-train the demo on the CPU or GPUs that are here; ARGS
 	.venv/bin/python jobs/pretrain.py $(ARGS)
 
 test: $(STAMP)  ## run the tests; ARGS="-k words" and the like go to pytest
-	.venv/bin/python -m pytest tests $(ARGS)
+	.venv/bin/python -m pytest tests -n 2 --dist loadgroup $(ARGS)
 
 lint: $(STAMP)  ## ruff, and a strict type check of the public API
 	.venv/bin/ruff check .

@@ -15,6 +15,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "tests" / "e2e" / "tiny.yaml"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These tests share a trained run and take the longest: they run first, in one of pytest-xdist's processes."""
+    ours = [item for item in items if item.path.is_relative_to(TINY.parent)]
+    for item in ours:
+        item.add_marker(pytest.mark.xdist_group("e2e"))
+    items[:] = [*ours, *(item for item in items if item not in ours)]
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a file of lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
