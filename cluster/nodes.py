@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 PROBE_S = 60.0
+ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,21 @@ class Resources:
     gpus: int
     memory: float
     object_store: float
+
+
+def answers(address: str) -> bool:
+    """Whether somebody listens at `HOST:PORT` or `ray://HOST:PORT`, where `ray.init` would try for minutes.
+
+    True for an address without a port, such as `auto`, which Ray resolves itself.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def resources() -> Resources:

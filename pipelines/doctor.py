@@ -27,7 +27,8 @@ def examine(config: PretrainConfig, root: Path) -> Iterator[Finding]:
     if project.exists():
         yield machine.python(project)
         yield machine.packages(project, () if config.data.store else ("demo",))
-    yield machine.ray_address(os.environ, Path.home())
+    ray = preflight.ray(os.environ)
+    yield ray
     yield preflight.resumable(config, run)
     found = preflight.store(config, store)
     yield found
@@ -38,12 +39,8 @@ def examine(config: PretrainConfig, root: Path) -> Iterator[Finding]:
     yield preflight.same_world(config, run)
     found = preflight.writable(run)
     yield found
-    try:
+    if ray.ok:
         connect()
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        yield Finding("cluster", False, f"no connection to Ray: {' '.join(str(error).split())[:300]}",
-                      "check RAY_ADDRESS and its token, or unset RAY_ADDRESS to run on this machine")
-    else:
         yield from certain(config, run, store)
         yield from estimates(config, size, run, store)
     if found.ok and not was_there:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from deltalake.exceptions import DeltaError
 
+from cluster import nodes
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.finding import Finding
@@ -34,10 +35,19 @@ def attempt(name: str, check: Callable[[], object], fine: str) -> Finding:
     return Finding(name, True, fine)
 
 
+def ray(environment: Mapping[str, str]) -> Finding:
+    """The Ray that RAY_ADDRESS names: its token, and whether it answers."""
+    found, address = machine.ray_address(environment, Path.home()), environment.get("RAY_ADDRESS", "")
+    if found.ok and not nodes.answers(address):
+        return Finding("Ray", False, f"RAY_ADDRESS={address} does not answer", "start the cluster, correct the "
+                       "address, or unset RAY_ADDRESS to run on this machine")
+    return found
+
+
 def here(config: PretrainConfig) -> list[Finding]:
-    """What the private Ray of this machine cannot give, before it is started; nothing where RAY_ADDRESS names one."""
+    """What would fail at once when Ray is connected to, or started on this machine."""
     if os.environ.get("RAY_ADDRESS"):
-        return []
+        return [ray(os.environ)]
     findings = [machine.cpus(config, os.cpu_count() or 1, "this machine's")]
     if config.scaling.device == "gpu":
         import torch

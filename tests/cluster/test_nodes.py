@@ -1,6 +1,7 @@
 """What is asked of every node, on a real Ray."""
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from types import ModuleType
 
@@ -28,3 +29,13 @@ def test_tasks_on_every_node_look_for_the_probe(ray_local: ModuleType, monkeypat
     assert [host[0] for host in missing] == ["a", "b"]
     assert all(folders == [str(tmp_path / "absent")] for folders in missing.values())
     assert list(tmp_path.iterdir()) == []  # no probe is left
+
+
+def test_whether_an_address_answers() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert nodes.answers(f"127.0.0.1:{port}") and nodes.answers(f"ray://127.0.0.1:{port}")
+    assert not nodes.answers(f"127.0.0.1:{port}") and not nodes.answers(f"ray://127.0.0.1:{port}")
+    assert nodes.answers("auto") and nodes.answers("")

@@ -10,7 +10,7 @@ from cluster.paths import REPOSITORY
 from pipelines.config import CheckpointConfig, FeedConfig, PretrainConfig, ScalingConfig
 from pipelines.errors import UserError
 from pipelines.finding import Finding, demand
-from pipelines.training import machine
+from pipelines.training import machine, preflight
 from pipelines.training.needs import ModelSize, checkpoint_bytes, feed_bytes, worker_bytes
 
 CONFIG = PretrainConfig(scaling=ScalingConfig(workers=4, cpus_per_worker=0.5))
@@ -124,6 +124,11 @@ def test_an_address_and_its_token(environment: dict[str, str], ok: bool, advice:
     (tmp_path / ".ray" / "auth_token").write_text("secret")
     found = machine.ray_address(environment, tmp_path)
     assert found.ok and "secret" not in found.finding + found.mend
+
+
+def test_an_address_that_does_not_answer_is_not_waited_for() -> None:
+    found = preflight.ray({"RAY_ADDRESS": "127.0.0.1:9"})
+    assert not found.ok and "RAY_ADDRESS=127.0.0.1:9 does not answer" in found.finding
 
 
 def test_storage_that_a_node_does_not_see_is_named_with_the_node() -> None:
