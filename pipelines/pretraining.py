@@ -76,7 +76,8 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
         print(f"store: {report.rows_by_split} rows, quarantined {report.quarantined or 'none'}", flush=True)
         demand(preflight.store(config, store_path))
     pin = pinned(run, store_path, store.version(), groups_folder(config, store_path, store.version()))
-    groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), StageProgress())
+    groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), StageProgress(),
+                          pin.version)
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
     print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {config.scaling.workers} workers on {device}, "
           f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)

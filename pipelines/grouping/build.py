@@ -25,14 +25,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, seed: int, path: Path,
-                 progress: Progress | None = None) -> GroupedStore:
-    """Disjoint groups of the newest version's training split, in the folder `path`.
+                 progress: Progress | None = None, version: int | None = None) -> GroupedStore:
+    """Disjoint groups of a version's training split (default: the newest version), in the folder `path`.
 
     Returns at once where the same groups are there already. Needs a running Ray for `groups.method: similar`.
     Raises ValueError where `path` holds something else, where the split has fewer samples than G, and where
     embeddings are not finite.
     """
-    version = store.version()
+    version = store.version() if version is None else version
     configuration = configure(groups, text, store, version, seed)
     found = existing(path, configuration)
     if found is not None:

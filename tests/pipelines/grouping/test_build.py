@@ -104,3 +104,16 @@ def test_a_wrong_text_model_is_named_before_work_starts(text: TextConfig, messag
 def test_too_few_samples(make_store: Callable, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="3 samples cannot fill one group of groups.size=4"):
         build_groups(GroupsConfig(), TEXT, make_store(3), 0, tmp_path / "groups")
+
+
+def test_a_store_that_grew_leaves_a_versions_groups_as_they_are(make_store: Callable, tmp_path: Path) -> None:
+    """A run resumes on the version that it has pinned."""
+    store, path = make_store(30), tmp_path / "groups"
+    version = store.version()
+    first = members(build_groups(GroupsConfig(method="random"), TEXT, store, 0, path))
+    some = pa.Table.from_batches(list(store.iter_batches(split="train")))[:9]
+    store.append([some.set_column(0, "sample_id", pa.array([f"new/{i}" for i in range(9)]))], "second")
+    assert store.version() > version
+    assert members(build_groups(GroupsConfig(method="random"), TEXT, store, 0, path, version=version)) == first
+    with pytest.raises(ValueError, match="data_version"):
+        build_groups(GroupsConfig(method="random"), TEXT, store, 0, path)

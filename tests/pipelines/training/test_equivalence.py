@@ -68,7 +68,7 @@ def assert_equivalent(found: dict[str, Tensor], expected: dict[str, Tensor], tol
 @pytest.mark.parametrize("case", [
     *(f"spikes-world2-zero{stage}" for stage in range(4)), "spikes-world3-zero2", "dictionary-world1-zero2",
     "dictionary-world2-zero2", "dictionary-world2-zero3", "dictionary-world3-zero2", "dictionary-world3-zero3",
-    "frozen-world2-zero2", "frozen-world2-zero3", "spikes-checkpointing-world2-zero3", "spikes-bf16-world2-zero2"])
+    "frozen-world2-zero2", "frozen-world2-zero3", "spikes-checkpointing-world2-zero3", "spikes-bf16-world2-zero3"])
 def test_the_first_step_is_the_same_on_any_cluster(results, case):
     """Losses, gradient, weights, running statistics, memory and dictionary; three ranks pad four atoms to six."""
     task = case.split("-world")[0].removesuffix("-checkpointing")
@@ -169,9 +169,9 @@ def test_the_export_is_the_same_from_any_cluster(folder, results):
         assert all(torch.equal(weights[name], value) for name, value in trained.items())
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_bf16_trains(results, world):
+@pytest.mark.parametrize("case", ["spikes-bf16-world1-zero2", "spikes-bf16-world2-zero3"])
+def test_bf16_trains(results, case):
     """The loss of one step's atoms falls when they come again and again."""
-    found = results(f"spikes-bf16-world{world}-zero2")
+    found = results(case)
     assert float(found["last"]["loss"]) < 0.75 * float(found["first"]["loss"])
     assert all(value.dtype == torch.float32 for name, value in found["last"].items() if name.startswith("weight/"))
