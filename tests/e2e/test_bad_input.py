@@ -19,7 +19,7 @@ from tests.e2e.conftest import REPOSITORY, Jobs, lines
 
 # name -> (words of the command, what the line says); STORES and RUNS stand for the folders.
 MISTAKES = {
-    "missing store": (["data.store=/nowhere/at/all"], "data.store=/nowhere/at/all does not exist: ingest into it"),
+    "missing store": (["data.store=STORES/nowhere"], "/nowhere does not exist: ingest into it"),
     "empty folder": (["data.store=STORES/empty-folder"], "empty-folder is empty: it holds no image-text store"),
     "no rows": (["data.store=STORES/no-rows"], "no-rows is empty: it holds no image-text store"),
     "a column": (["data.store=STORES/column"], "column 'captions' is missing"),
