@@ -86,9 +86,10 @@ def test_training_starts_from_another_run(tiny: Finished, jobs: Jobs) -> None:
     load_weights(ours, folder / "export" / "model.safetensors")
     theirs = build_model(load_config(tiny.folder))
     load_weights(theirs, tiny.folder / "export" / "model.safetensors")
-    name = "fusion.layers.0.intermediate.dense.weight"  # one step of a warm-up moves it little
+    name = "fusion.layers.0.intermediate.dense.weight"
     mine, its, fresh = (model.model.get_parameter(name) for model in (ours, theirs, scratch))
-    assert (mine - its).abs().max() < 0.1 * (mine - fresh).abs().max()
+    one_step = 1.1 * load_config(folder).train.lr  # AdamW's first step moves no weight by more than the learning rate
+    assert (mine - its).abs().max() < one_step < (mine - fresh).abs().max()
 
 
 @pytest.mark.parametrize(("verb", "keys", "said"), [

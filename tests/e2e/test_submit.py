@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def head(jobs: Jobs, tiny: Finished) -> Iterator[tuple[str, dict[str, str]]]:
     dashboard = free_port()
     head = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={dashboard}",
-         f"--dashboard-agent-listen-port={free_port()}", "--ray-client-server-port=0",
+         f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
          f"--temp-dir=/tmp/ray-submit-{os.getpid()}"],
         env=environment, cwd=jobs.home, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -50,14 +51,17 @@ def head(jobs: Jobs, tiny: Finished) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def submit(dashboard: str, environment: dict[str, str], *keys: str) -> subprocess.CompletedProcess[str]:
-    for _ in range(40):
+    deadline = time.monotonic() + 90
+    while True:
         result = subprocess.run(
             [RAY, "job", "submit", "--address", dashboard, "--working-dir", str(REPOSITORY), "--", "python",
              "jobs/pretrain.py", "--config", "tests/e2e/tiny.yaml", *keys],
             env=environment, capture_output=True, text=True, timeout=240)
-        if "Failed to connect to Ray" not in result.stderr + result.stdout:
+        said = result.stderr + result.stdout
+        starting = "Failed to connect to Ray" in said or "No available agent" in said
+        if not starting or time.monotonic() > deadline:
             return result
-    return result
+        time.sleep(2)
 
 
 def test_a_submitted_job_trains_below_home_and_exits_truthfully(head, jobs: Jobs):
