@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test lint docs
+.PHONY: help setup pretrain test chaos lint docs
 
 # Without compiled bytecode every Ray process compiles its imports again: 12 s instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,7 +26,10 @@ pretrain: $(STAMP)  ## pre-train the demo on the CPU or GPUs that are here; ARGS
 	.venv/bin/python jobs/pretrain.py $(ARGS)
 
 test: $(STAMP)  ## run the tests; ARGS="-k words" and the like go to pytest
-	.venv/bin/python -m pytest tests -n 2 --dist loadgroup $(ARGS)
+	.venv/bin/python -m pytest tests -m "not chaos" -n 2 --dist loadgroup $(ARGS)
+
+chaos: $(STAMP)  ## kill workers and drivers of real runs and look at what becomes of them
+	.venv/bin/python -m pytest tests -m chaos $(ARGS)
 
 lint: $(STAMP)  ## ruff, and a strict type check of the public API
 	.venv/bin/ruff check .

@@ -100,6 +100,7 @@ def test_a_finished_run_says_so(tiny: Finished, jobs: Jobs):
     assert (tiny.folder / "summary.json").read_bytes() == before
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_changes_nothing(tiny: Finished, jobs: Jobs):
     process = jobs.start("run.name=worker-killed")
     folder = jobs.storage / "worker-killed"
@@ -114,6 +115,7 @@ def test_a_killed_worker_changes_nothing(tiny: Finished, jobs: Jobs):
     assert_same_weights(folder, tiny.folder)
 
 
+@pytest.mark.chaos
 def test_a_stopped_run_and_a_killed_driver_continue_by_the_same_command(tiny: Finished, jobs: Jobs):
     """Stopped at step 4 by max_steps, then killed, then run to the end: nothing of that is left in the weights."""
     stopped = jobs.run("run.name=staged", "train.max_steps=4")
@@ -134,6 +136,7 @@ def test_a_stopped_run_and_a_killed_driver_continue_by_the_same_command(tiny: Fi
     assert_same_weights(folder, tiny.folder)
 
 
+@pytest.mark.chaos
 def test_a_run_killed_behind_its_last_checkpoint_is_completed(tiny: Finished, jobs: Jobs):
     """Nothing is left to train: the same command exports and scores. A run may be moved to another name."""
     folder = jobs.storage / "moved"
