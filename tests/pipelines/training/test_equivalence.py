@@ -15,7 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-pytestmark = pytest.mark.timeout(900)  # the first test waits for all the processes
+pytestmark = [
+    pytest.mark.timeout(900),  # the first test waits for all the processes
+    pytest.mark.xdist_group("equivalence"),  # which are started once
+]
 Results = dict[str, Any]
 EXACT = {"loss": 1e-6, "firing_rate": 1e-6, "grad_norm": 1e-6, "exp_avg": 1e-5, "weight": 1e-5, "buffer": 1e-5}
 # A spiking network amplifies rounding: a spike that flips is no rounding error any more.
