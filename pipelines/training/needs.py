@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipelines.config import PretrainConfig
 
 PROCESS_BYTES = 700 * 2**20
-"""A worker process before its model: Python, torch, Ray, DeepSpeed (measured: 0.7 GiB)."""
+"""A worker process before its model: Python, torch, Ray, DeepSpeed (an estimate)."""
 
 
 @dataclass(frozen=True)
