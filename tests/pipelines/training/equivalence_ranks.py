@@ -132,7 +132,7 @@ def settings(case: Case, tokenizer: Path) -> PretrainConfig:
             text=TextConfig(tokenizer=str(tokenizer), layers=1, width=32, heads=2, max_tokens=10,
                             vocab_size=VOCABULARY, frozen=frozen),
             fusion=FusionConfig(layers=1, heads=2, dropout=0.1, from_text=False, freeze_words=frozen)),
-        tasks=tasks, evaluation=EvaluationConfig(batch=2),
+        tasks=tasks, evaluation=EvaluationConfig(batch=3),
         feed=FeedConfig(window=2, image_size=32, captions=1 if with_memory else 2, crop_scale=0.6),
         train=TrainConfig(groups_per_atom=2, atoms_per_step=2 if gather else 4, schedule_steps=STEPS,
                           lr=1e-3 if case.fixed else 1e-5, clip=1e9 if gather else 0.5, precision=case.precision))
