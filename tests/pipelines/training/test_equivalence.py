@@ -105,7 +105,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(results, case):
 
 @pytest.mark.parametrize("case", ["spikes-world2-zero3", "spikes-world3-zero2"])
 def test_held_out_metrics_are_the_same_on_any_cluster(results, case):
-    """With shares of four and three, batches of three, and ZeRO-3, where a rank that runs less would leave the others waiting."""
+    """Shares of four and three, batches of three: under ZeRO-3 a rank that ran less would keep the others waiting."""
     single, found = results("spikes-world1-zero0")["metrics"], results(case)["metrics"]
     shared = [name for name in single if not name.startswith(("retrieval_reranked", "held_out_firing_rate"))
               and name != "mlm/accuracy_wrong_image"]  # the wrong image is one of the rank's own
