@@ -13,7 +13,7 @@ from pipelines.report.gallery import SHOWN, Gallery, galleries
 from pipelines.report.groups import shown_groups
 from pipelines.report.plots import USUAL_FIRING, health, held_out, losses, resumed_at
 from pipelines.report.settings import settings
-from pipelines.report.summary import headline
+from pipelines.report.summary import REPORT, headline
 from pipelines.report.targets import MEASURES
 from pipelines.training.job import TrainingJob
 from pipelines.training.run_directory import read_lines
@@ -25,7 +25,7 @@ TITLES = {"retrieval": "Held-out samples", "retrieval_unseen": "Things never see
 
 def write_report(job: TrainingJob, summary: dict[str, Any], final: Final) -> Path:
     """Write <run>/report.html for a launch that has ended, and return its path."""
-    path = job.run / "report.html"
+    path = job.run / REPORT
     write_atomically(path, render(content(job, summary, final)).encode())
     return path
 

@@ -19,9 +19,10 @@ from pipelines.training.run_directory import read_lines
 if TYPE_CHECKING:
     from pipelines.evaluation.final import Final
 
+REPORT = "report.html"
 MEANING = {
-    "retrieval/i2t_r5": "held-out scenes: the right caption among the best 5 of all",
-    "retrieval/t2i_r5": "held-out scenes: the right picture among the best 5 of all",
+    "retrieval/i2t_r5": "held-out samples: a right caption among the best 5 of all",
+    "retrieval/t2i_r5": "held-out samples: the right picture among the best 5 of all",
     "retrieval_unseen/i2t_r5": "things never seen in training: right name in the best 5",
     "retrieval_unseen/t2i_r5": "things never seen in training: right picture in the best 5",
     "retrieval_reranked/i2t_r1": "first place after re-ranking by the fusion, one caption an image",
@@ -35,9 +36,12 @@ MEANING = {
 
 
 def finished_summary(run: Path) -> dict[str, Any] | None:
-    """summary.json where a launch has ended well, else None."""
+    """summary.json where a launch has ended well, else None.
+
+    The report is what a launch writes last; one of an earlier launch goes before the new summary is written.
+    """
     path = run / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text()) if path.exists() and (run / REPORT).exists() else None
 
 
 def write_summary(job: TrainingJob, final: Final) -> dict[str, Any]:
@@ -57,6 +61,7 @@ def write_summary(job: TrainingJob, final: Final) -> dict[str, Any]:
         "quarantined": quarantined(job),
         "versions": versions(),
     }
+    (job.run / REPORT).unlink(missing_ok=True)
     write_atomically(job.run / "summary.json", json.dumps(summary, indent=1).encode())
     return summary
 
@@ -129,8 +134,8 @@ def print_summary(run: Path, summary: dict[str, Any]) -> None:
     console.print(f"bad samples: {', '.join(f'{count} {reason}' for reason, count in bad.items()) if bad else 'none'};"
                   f" restarts survived: {summary['recoveries']}")
     console.print(f"everything lies in {run}", soft_wrap=True)
-    if (run / "report.html").exists():
-        console.print(f"curves and pictures: {run / 'report.html'} (for any browser)", soft_wrap=True)
+    if (run / REPORT).exists():
+        console.print(f"curves and pictures: {run / REPORT} (for any browser)", soft_wrap=True)
     console.print(f"live curves: tensorboard --logdir {run / 'tensorboard'}", soft_wrap=True)
     if summary["status"] == "stopped":
         console.print("to go on: the same command without train.max_steps (or with a larger one)")

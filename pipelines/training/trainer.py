@@ -41,6 +41,8 @@ def fit(job: TrainingJob) -> None:
     if not on_gpu:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     run = job.run
+    for left_by_a_killed_driver in run.glob("ray-train-*"):
+        shutil.rmtree(left_by_a_killed_driver, ignore_errors=True)
     ray_directory = tempfile.mkdtemp(prefix="ray-train-", dir=run)
     try:
         TorchTrainer(

@@ -131,18 +131,20 @@ def test_a_stopped_run_and_a_killed_driver_continue_by_the_same_command(tiny: Fi
     done = jobs.run("run.name=staged")
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
+    assert not list(folder.glob("ray-train-*")), "left by the killed driver"
     assert_each_position_once(folder, 12)
     assert [line["step"] for line in lines(folder / "metrics.jsonl") if "loss" in line] == list(range(1, 13))
     assert_same_weights(folder, tiny.folder)
 
 
 @pytest.mark.chaos
-def test_a_run_killed_behind_its_last_checkpoint_is_completed(tiny: Finished, jobs: Jobs):
-    """Nothing is left to train: the same command exports and scores. A run may be moved to another name."""
+def test_a_run_killed_before_its_last_file_is_completed(tiny: Finished, jobs: Jobs):
+    """Nothing is left to train, the summary is there: export and report follow. A run may be moved to another name."""
     folder = jobs.storage / "moved"
-    shutil.copytree(tiny.folder, folder, ignore=shutil.ignore_patterns("export", "summary.json", "report.html"))
+    shutil.copytree(tiny.folder, folder, ignore=shutil.ignore_patterns("export", "report.html"))
     done = jobs.run("run.name=moved")
     assert done.returncode == 0, done.stderr
+    assert "finished already" not in done.stdout and (folder / "report.html").exists()
     assert json.loads((folder / "summary.json").read_text())["steps"] == 12
     assert_each_position_once(folder, 12)
     assert_same_weights(folder, tiny.folder)
