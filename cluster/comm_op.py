@@ -13,6 +13,8 @@ import sysconfig
 from pathlib import Path
 
 NAME = "deepspeed_shm_comm"
+BUFFER = "deepspeed_allreduce_buffer"
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def set_environment() -> None:
@@ -40,6 +42,15 @@ def load() -> None:
     with FileLock(folder.with_name(folder.name + ".filelock")):
         (folder / "lock").unlink(missing_ok=True)  # held by nobody now: left by a killed process
         ShareMemCommBuilder().load(verbose=False)
+
+
+def unlink_buffer(rank: int) -> None:
+    """Take the name from this rank's shared-memory buffer, once every rank has mapped it (32 MiB a rank).
+
+    DeepSpeed never does: the buffers of all runs would stay in memory until the machine restarts.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    (SHARED_MEMORY / f"{BUFFER}_{os.getuid()}_{address}_{port}_{rank}").unlink(missing_ok=True)
 
 
 def built() -> bool:

@@ -68,14 +68,14 @@ def write_companions(run: Path, folder: Path) -> None:
     from ashnets.weights_file import trained_steps
     from pipelines.feed.plan import feed_plan
     from pipelines.report.card import model_card
-    from pipelines.report.summary import finished_summary
+    from pipelines.report.summary import read_summary
     from pipelines.resume import load_config
     config = load_config(run)
     ASHNetsConfig.of(config.model, config.tasks, config.feed.image_size).save_pretrained(folder)
     plan = feed_plan(config, "")
     ASHNetsProcessor(plan.tokenizer, plan.max_tokens, config.feed.image_size).save_pretrained(folder)
     steps = trained_steps(run / "export" / WEIGHTS)
-    (folder / "README.md").write_text(model_card(config, run, steps, finished_summary(run)), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(config, run, steps, read_summary(run)), encoding="utf-8")
     for file in folder.iterdir():
         sync(file)
 

@@ -40,8 +40,13 @@ def finished_summary(run: Path) -> dict[str, Any] | None:
 
     The report is what a launch writes last; one of an earlier launch goes before the new summary is written.
     """
+    return read_summary(run) if (run / REPORT).exists() else None
+
+
+def read_summary(run: Path) -> dict[str, Any] | None:
+    """summary.json where there is one, also while its launch is still writing the export and the report."""
     path = run / "summary.json"
-    return json.loads(path.read_text()) if path.exists() and (run / REPORT).exists() else None
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def write_summary(job: TrainingJob, final: Final) -> dict[str, Any]:

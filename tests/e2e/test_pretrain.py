@@ -118,6 +118,7 @@ def test_a_killed_worker_changes_nothing(tiny: Finished, jobs: Jobs):
 @pytest.mark.chaos
 def test_a_stopped_run_and_a_killed_driver_continue_by_the_same_command(tiny: Finished, jobs: Jobs):
     """Stopped at step 4 by max_steps, then killed, then run to the end: nothing of that is left in the weights."""
+    buffers = shared_memory()
     stopped = jobs.run("run.name=staged", "train.max_steps=4")
     folder = jobs.storage / "staged"
     assert stopped.returncode == 0, stopped.stderr
@@ -132,6 +133,7 @@ def test_a_stopped_run_and_a_killed_driver_continue_by_the_same_command(tiny: Fi
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "summary.json").read_text())["status"] == "finished"
     assert not list(folder.glob("ray-train-*")), "left by the killed driver"
+    assert shared_memory() <= buffers, "left in the machine's memory"
     assert_each_position_once(folder, 12)
     assert [line["step"] for line in lines(folder / "metrics.jsonl") if "loss" in line] == list(range(1, 13))
     assert_same_weights(folder, tiny.folder)
@@ -152,6 +154,11 @@ def test_a_run_killed_before_its_last_file_is_completed(tiny: Finished, jobs: Jo
 
 def test_nothing_is_written_to_the_users_ray_folder(tiny: Finished, jobs: Jobs):
     assert not (jobs.home / ".ray").exists()
+
+
+def shared_memory() -> set[Path]:
+    """DeepSpeed's buffers in memory."""
+    return set(Path("/dev/shm").glob("deepspeed_*"))
 
 
 def wait_for_step(folder: Path, step: int, pid: int, seconds: float = 200) -> None:
