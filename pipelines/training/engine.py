@@ -14,6 +14,7 @@ from ashnets.batch import MicroBatch
 from ashnets.running_statistics import StepStatistics
 from ashnets.tasks.pretraining import PretrainingModel, PretrainingOutput
 from ashnets.weights_file import save_weights
+from cluster import comm_op
 from pipelines.config import TrainConfig
 from pipelines.training.randomness import seed_micro_batch
 
@@ -72,6 +73,9 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=optimizer, dist_init_required=False,
             config=deepspeed_config(train, zero_stage, world_size, self.rounds))
+        if dist.is_initialized():
+            dist.barrier()
+            comm_op.unlink_buffer(dist.get_rank())
         self.model: PretrainingModel = self._engine.module
         self.statistics = StepStatistics(self.model, reduce=sum_over_ranks)
         self._gradient_norm = 0.0

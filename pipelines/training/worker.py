@@ -50,7 +50,6 @@ def _train(job: TrainingJob, rank: int, world: int) -> None:
         starts.write({"attempt": job.attempt, "step": start_step, "world_size": world})
         starts.close()
     dist.barrier()
-    comm_op.unlink_buffer(rank)
     held_out = HeldOut(job.config, job.store, job.store_version, device)
     engine.model.train()
     batches = train_batches(job.plan, start_step, job.stop_step, rank, world)
