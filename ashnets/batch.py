@@ -34,6 +34,8 @@ class MicroBatch:
     epoch: int = 0
     group_ids: tuple[int, ...] = ()
     sample_ids: tuple[str, ...] = ()
+    bad: tuple[tuple[str, str], ...] = ()
+    """(sample id, reason) of samples that went bad, in whose place a mate stands with weight 0."""
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """A copy with every tensor on `device`."""

@@ -132,12 +132,6 @@ def slots(rank: int, world: int, atoms_per_step: int) -> list[int]:
     return [r * world + rank for r in range(rounds(atoms_per_step, world))]
 
 
-def atoms(step: int, rank: int, world: int, atoms_per_step: int) -> list[int | None]:
-    """The atoms (their indices in the stream) that `rank` runs at `step`, in order; None is padding."""
-    return [step * atoms_per_step + slot if slot < atoms_per_step else None
-            for slot in slots(rank, world, atoms_per_step)]
-
-
 def with_padding(start: int, stop: int, step_groups: int, padding: int) -> Int64[ndarray, " R"]:
     """The positions [start, stop) with `padding` times -1 behind the last position of every step.
 
@@ -146,3 +140,13 @@ def with_padding(start: int, stop: int, step_groups: int, padding: int) -> Int64
     positions = np.arange(start, stop, dtype=np.int64)
     ends = np.flatnonzero((positions + 1) % step_groups == 0) + 1
     return np.insert(positions, np.repeat(ends, padding), -1)
+
+
+def by_rank(rows: int, step_rows: int, world: int, atom: int) -> Int64[ndarray, " R"]:
+    """Row numbers of whole steps of the padded stream, put in order by (rank, step, round).
+
+    `step_rows` rows are one step of all ranks, `atom` rows a micro-batch. Each rank's share is then one piece, which
+    holds its micro-batches of all those steps in the order in which it runs them.
+    """
+    numbers = np.arange(rows, dtype=np.int64).reshape(rows // step_rows, step_rows // (world * atom), world, atom)
+    return numbers.transpose(2, 0, 1, 3).ravel()

@@ -10,6 +10,10 @@ from pipelines.feed.order import Order, rounds
 from pipelines.grouping.materialise import GroupedStore
 
 
+BLOCK_GROUPS = 32
+"""Groups of a block at least: Ray Data costs some milliseconds a block, so smaller ones are slow."""
+
+
 @dataclass(frozen=True)
 class FeedPlan:
     """What is read, in which order, and what becomes of it; a pure function of it gives every micro-batch."""
@@ -34,15 +38,36 @@ class FeedPlan:
     """Micro-batches of an optimizer step, whatever the number of workers."""
     max_pixels: int = 64_000_000
     """Images of more pixels count as bad."""
+    end: int | None = None
+    """Position where training ends, so that an epoch is never begun again just to fill the last step; None: never."""
 
     @property
     def step_groups(self) -> int:
         """Groups of one optimizer step."""
         return self.groups_per_atom * self.atoms_per_step
 
+    def real_atoms(self, step: int) -> int:
+        """Micro-batches of step `step` (the first is 0) that hold a position before the end."""
+        if self.end is None:
+            return self.atoms_per_step
+        left = self.end - step * self.step_groups
+        return max(0, min(self.atoms_per_step, -(-left // self.groups_per_atom)))
+
+    def counts(self, position: int) -> bool:
+        """Whether the group at `position` is trained on: padding is not, nor what lies behind the end."""
+        return 0 <= position and (self.end is None or position < self.end)
+
+    def steps_per_block(self, world: int) -> int:
+        """Steps whose micro-batches for one of `world` ranks travel in one block."""
+        return -(-BLOCK_GROUPS // (rounds(self.atoms_per_step, world) * self.groups_per_atom))
+
     def padding_groups(self, world: int) -> int:
         """Rows of weight 0 behind every step, so that each of `world` ranks runs equally many micro-batches."""
         return (rounds(self.atoms_per_step, world) * world - self.atoms_per_step) * self.groups_per_atom
+
+    def step_rows(self, world: int) -> int:
+        """Rows of the padded stream in one step."""
+        return self.step_groups + self.padding_groups(world)
 
     def store(self) -> GroupedStore:
         """The grouped store, opened once a process."""
@@ -57,14 +82,14 @@ class FeedPlan:
         return _load_tokenizer(self.tokenizer, self.max_tokens)
 
 
-def feed_plan(config: PretrainConfig, groups_path: str) -> FeedPlan:
+def feed_plan(config: PretrainConfig, groups_path: str, end: int | None = None) -> FeedPlan:
     """The plan of a pre-training configuration over the grouped store at `groups_path`."""
     text = config.model.text
     return FeedPlan(groups_path=str(groups_path), seed=config.run.seed, feed=config.feed,
                     tokenizer=text.tokenizer or ("" if text.init == "none" else text.init),
                     max_tokens=text.max_tokens, mask_rate=config.tasks.mlm.mask_rate,
                     whole_word=config.tasks.mlm.whole_word, groups_per_atom=config.train.groups_per_atom,
-                    atoms_per_step=config.train.atoms_per_step, max_pixels=config.data.max_pixels)
+                    atoms_per_step=config.train.atoms_per_step, max_pixels=config.data.max_pixels, end=end)
 
 
 @lru_cache(maxsize=2)

@@ -4,7 +4,7 @@ A raw row is one group: `position` (-1: padding), `epoch`, and the grouped store
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray.data.datasource import ReadTask
 
 from pipelines.feed.order import WindowSlice, with_padding
 from pipelines.feed.plan import FeedPlan
+from pipelines.grouping.materialise import GROUP_SCHEMA
 from pipelines.store.schema import read_row_groups
 
 COLUMNS = ("group_id", "sample_ids", "images", "captions", "image_classes", "real")
@@ -29,15 +30,29 @@ def window_slices(plan: FeedPlan, start_step: int, stop_step: int) -> list[Windo
 
 
 def read_window(plan: FeedPlan, part: WindowSlice, world: int) -> pa.Table:
-    """The raw rows at positions [part.start, part.stop), with the padding rows that `world` ranks need."""
-    wanted = plan.order().slice_rows(part)
-    table, rows = _read_groups(plan, wanted)
-    positions = with_padding(part.start, part.stop, plan.step_groups, plan.padding_groups(world))
-    indices = np.full(len(positions), table.num_rows, dtype=np.int64)
-    indices[positions >= 0] = rows
-    table = pa.concat_tables([table, _padding_row(table.schema)]).take(pa.array(indices))
-    columns = {"position": pa.array(positions), "epoch": pa.array(np.full(len(positions), part.epoch, dtype=np.int64))}
+    """The raw rows at positions [part.start, part.stop), with the padding rows that `world` ranks need.
+
+    Micro-batches that lie wholly behind the end of training are padding too.
+    """
+    positions = np.arange(part.start, part.stop, dtype=np.int64)
+    if plan.end is not None:
+        last = -(-plan.end // plan.groups_per_atom) * plan.groups_per_atom
+        positions[positions >= last] = -1
+    table, rows = _read_groups(plan, plan.order().slice_rows(part)[positions >= 0])
+    padded = with_padding(part.start, part.stop, plan.step_groups, plan.padding_groups(world))
+    padded[padded >= 0] = positions
+    indices = np.full(len(padded), table.num_rows, dtype=np.int64)
+    indices[padded >= 0] = rows
+    table = pa.concat_tables([table, _padding_row()]).take(pa.array(indices))
+    columns = {"position": pa.array(padded), "epoch": pa.array(np.full(len(padded), part.epoch, dtype=np.int64))}
     return pa.table(columns | {name: table[name] for name in COLUMNS})
+
+
+def padding(rows: int) -> pa.Table:
+    """Raw rows of padding alone."""
+    row = _padding_row().take(pa.array(np.zeros(rows, dtype=np.int64)))
+    columns = {"position": pa.array(np.full(rows, -1)), "epoch": pa.array(np.zeros(rows, dtype=np.int64))}
+    return pa.table(columns | {name: row[name] for name in COLUMNS})
 
 
 def _read_groups(plan: FeedPlan, wanted: Int64[ndarray, "R 2"]) -> tuple[pa.Table, Int64[ndarray, " R"]]:
@@ -51,16 +66,17 @@ def _read_groups(plan: FeedPlan, wanted: Int64[ndarray, "R 2"]) -> tuple[pa.Tabl
         by_file.setdefault(str(file), []).append(index)
         first_row[row_group] = total
         total += rows
-    table = pa.concat_tables(read_row_groups(file, indices, list(COLUMNS)) for file, indices in by_file.items())
+    table = pa.concat_tables([_padding_row().slice(0, 0), *(
+        read_row_groups(file, indices, list(COLUMNS)) for file, indices in by_file.items())])
     if table.num_rows != total:
         raise ValueError(f"{plan.groups_path}: {total} groups expected, {table.num_rows} read: its files do not "
                          "belong to its groups.json; build the groups again")
     return table, np.array([first_row[int(row_group)] + row for row_group, row in wanted], dtype=np.int64)
 
 
-def _padding_row(schema: pa.Schema) -> pa.Table:
+def _padding_row() -> pa.Table:
     empty: dict[str, list[Any]] = {name: [[]] for name in COLUMNS} | {"group_id": [-1]}
-    return pa.table(empty, schema=pa.schema([schema.field(name) for name in COLUMNS]))
+    return pa.table(empty, schema=pa.schema([GROUP_SCHEMA.field(name) for name in COLUMNS]))
 
 
 def cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -77,13 +93,17 @@ def cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 
 
 class GroupedStream(Datasource):
-    """Ray Data source of steps [start_step, stop_step) of a plan: one read task a window."""
+    """Ray Data source of steps [start_step, stop_step) of a plan: one read task a window, rows in stream order.
+
+    Steps of padding follow at the end, up to a whole number of blocks.
+    """
 
     def __init__(self, plan: FeedPlan, start_step: int, stop_step: int, world: int) -> None:
         super().__init__()
         self._plan = plan
         self._world = world
         self._slices = window_slices(plan, start_step, stop_step)
+        self._missing_steps = -(stop_step - start_step) % plan.steps_per_block(world)
 
     def get_name(self) -> str:
         """The name of the read stage in Ray's dashboard."""
@@ -100,10 +120,16 @@ class GroupedStream(Datasource):
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
                        data_context: object = None) -> list[ReadTask]:
         """One task a window, in the order of the stream, whatever `parallelism` asks for."""
-        return [ReadTask(partial(_read_blocks, self._plan, part, self._world),
-                         BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None))
-                for part in self._slices]
+        *others, last = [partial(read_window, self._plan, part, self._world) for part in self._slices]
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        extra = self._missing_steps * self._plan.step_rows(self._world)
+        return [*(ReadTask(partial(_one, read), unknown) for read in others),
+                ReadTask(partial(_with_tail, last, extra), unknown)]
 
 
-def _read_blocks(plan: FeedPlan, part: WindowSlice, world: int) -> list[pa.Table]:
-    return [read_window(plan, part, world)]
+def _one(read: Callable[[], pa.Table]) -> list[pa.Table]:
+    return [read()]
+
+
+def _with_tail(read: Callable[[], pa.Table], rows: int) -> list[pa.Table]:
+    return [pa.concat_tables([read(), padding(rows)])]

@@ -1,7 +1,9 @@
 """The feed on Ray Data: plan -> one pipeline -> split to the workers, in one global order.
 
-Four settings keep the order: `preserve_order`, no limit on block sizes, strict repartition, whole blocks in
-`map_batches`. Ray documents no order behind its splitter, so every worker asserts the position of every block.
+A block is what one rank runs in a few steps: `reorder` puts the rows of those steps, all ranks together, in order by
+rank, and the strict repartition behind it cuts them into one block a rank (Ray fuses the two, so that a batch is
+exactly that many rows). Four settings keep the order: `preserve_order`, no limit on block sizes, strict repartition,
+whole blocks in the transform. Ray documents no order behind its splitter, so every worker asserts all positions.
 """
 from __future__ import annotations
 
@@ -13,14 +15,13 @@ import ray.data
 import ray.train
 from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
-from pipelines.errors import FinalError
-from pipelines.feed.order import rounds
+from pipelines.feed.order import by_rank
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import GroupedStream
 from pipelines.feed.transform import transform_block
 
 if TYPE_CHECKING:
-    from pipelines.feed.batches import BatchIterator
+    from ashnets.batch import MicroBatch
 
 READ_CPUS = 0.25
 """Reading waits for storage most of its time."""
@@ -31,7 +32,11 @@ WINDOWS_AHEAD = 2
 
 
 def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) -> Dataset:
-    """The pipeline of steps [start_step, stop_step) for `world` ranks: block c is rank c mod world's."""
+    """The pipeline of steps [start_step, stop_step) for `world` ranks: block c is rank c mod world's.
+
+    The last blocks are filled up with steps of padding.
+    """
+    block_rows = plan.steps_per_block(world) * plan.step_rows(world) // world
     source = GroupedStream(plan, start_step, stop_step, world)
     stream = ray.data.read_datasource(source, override_num_blocks=source.num_windows(), num_cpus=READ_CPUS,
                                       compute=TaskPoolStrategy(size=WINDOWS_AHEAD))
@@ -39,11 +44,19 @@ def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) ->
     context.target_max_block_size = None
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    stream = stream.repartition(target_num_rows_per_block=plan.groups_per_atom, strict=True)
+    stream = stream.map_batches(reorder, fn_kwargs={"plan": plan, "world": world}, batch_size=block_rows * world,
+                                batch_format="pyarrow", zero_copy_batch=True)
+    stream = stream.repartition(target_num_rows_per_block=block_rows, strict=True)
     stream = stream.map_batches(transform_block, fn_kwargs={"plan": plan}, batch_size=None, batch_format="pyarrow",
                                 zero_copy_batch=True, num_cpus=TRANSFORM_CPUS)
     stream.set_name("train")
     return stream
+
+
+def reorder(batch: pa.Table, plan: FeedPlan, world: int) -> pa.Table:
+    """Rows of whole steps in stream order, to the same rows in order by rank."""
+    order = by_rank(batch.num_rows, plan.step_rows(world), world, plan.groups_per_atom)
+    return batch if (order[1:] > order[:-1]).all() else batch.take(pa.array(order))
 
 
 class FeedDataConfig(ray.train.DataConfig):
@@ -70,29 +83,19 @@ class FeedDataConfig(ray.train.DataConfig):
         return output
 
 
-def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, world: int) -> BatchIterator:
+def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, world: int) -> Iterator[MicroBatch]:
     """Inside a Ray Train worker: the micro-batches of `rank` at steps [start_step, stop_step).
 
-    Raises FinalError where Ray Data delivers anything else than the global order, or too little of it.
+    Raises FinalError where Ray Data delivers anything else than the global order.
     """
     # Here and not above, so that the process which builds the stream never loads torch.
-    from pipelines.feed.batches import BatchIterator
+    from pipelines.feed.batches import micro_batches
 
-    def blocks() -> Iterator[pa.Table]:
-        if start_step < stop_step:
-            yield from whole_blocks(ray.train.get_dataset_shard("train"), plan, start_step, stop_step, world)
-
-    return BatchIterator(blocks(), plan, start_step, rank, world)
+    if start_step >= stop_step:
+        return iter(())
+    return micro_batches(whole_blocks(ray.train.get_dataset_shard("train")), plan, start_step, stop_step, rank, world)
 
 
-def whole_blocks(shard: DataIterator, plan: FeedPlan, start_step: int, stop_step: int,
-                 world: int) -> Iterator[pa.Table]:
-    """The blocks of one rank's shard as they are; FinalError where their number is not the plan's."""
-    expected = (stop_step - start_step) * rounds(plan.atoms_per_step, world)
-    count = 0
-    for block in shard.iter_batches(batch_size=None, batch_format="pyarrow",
-                                    prefetch_batches=1):
-        count += 1
-        yield block
-    if count != expected:
-        raise FinalError(f"feed: Ray Data delivered {count} micro-batches, the plan has {expected}")
+def whole_blocks(shard: DataIterator) -> Iterator[pa.Table]:
+    """The blocks of one rank's shard as they are."""
+    return iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))

@@ -44,31 +44,31 @@ def transform_block(block: pa.Table, plan: FeedPlan) -> pa.Table:
     tokenizer, size = plan.load_tokenizer(), plan.store().size
     groups, bad = [], []
     for row in block.to_pylist():
-        samples, reasons = group_samples(row, plan, size)
+        samples, replaced = group_samples(row, plan, size)
         groups.append(_group_arrays(samples, row["epoch"], plan, tokenizer))
-        bad.append(reasons)
+        bad.append(replaced)
     columns = {name: block[name] for name in ("position", "epoch", "group_id")}
     columns["sample_ids"] = pa.array([g["sample_ids"] for g in groups], pa.list_(pa.string()))
-    columns["bad"] = pa.array(bad, pa.list_(pa.string()))
+    columns["bad"] = pa.array(bad, pa.list_(pa.struct([("sample_id", pa.string()), ("reason", pa.string())])))
     for name, kind in ARRAYS.items():
         columns[name] = _binary_column(np.stack([g[name] for g in groups]).astype(kind, copy=False))
     return pa.table(columns)
 
 
-def group_samples(row: dict[str, Any], plan: FeedPlan, size: int) -> tuple[list[Sample], list[str]]:
-    """The `size` members of one group in this epoch's order, and the reasons of those that were bad."""
+def group_samples(row: dict[str, Any], plan: FeedPlan, size: int) -> tuple[list[Sample], list[dict[str, str]]]:
+    """The `size` members of one group in this epoch's order, and those that were bad: `sample_id`, `reason`."""
     if row["position"] < 0:
         return [_blank(plan)] * size, []
     order = generator("members of a group", plan.seed, row["epoch"], row["group_id"]).permutation(size)
     samples: list[Sample | None] = []
-    reasons = []
+    bad = []
     for member in order:
         try:
             samples.append(_sample(row, int(member), plan))
         except BadSample as error:
             samples.append(None)
-            reasons.append(error.reason)
-    return [sample or _mate(samples, i, plan) for i, sample in enumerate(samples)], reasons
+            bad.append({"sample_id": row["sample_ids"][member], "reason": error.reason})
+    return [sample or _mate(samples, i, plan) for i, sample in enumerate(samples)], bad
 
 
 def _sample(row: dict[str, Any], member: int, plan: FeedPlan) -> Sample:
@@ -80,7 +80,7 @@ def _sample(row: dict[str, Any], member: int, plan: FeedPlan) -> Sample:
                              plan.max_pixels, generator("augmentation", *key))
     draw = generator("captions", *key).choice(len(captions), feed.captions, replace=len(captions) < feed.captions)
     return Sample(sample_id, pixels, tuple(captions[i] for i in draw), row["image_classes"][member],
-                  float(row["real"][member]))
+                  float(row["real"][member] and plan.counts(row["position"])))
 
 
 def _mate(samples: list[Sample | None], index: int, plan: FeedPlan) -> Sample:

@@ -64,6 +64,7 @@ def write_summary(job: TrainingJob, final: Final) -> dict[str, Any]:
         "firing_rates": {k.removeprefix(prefix): round(v, 4) for k, v in metrics.items() if k.startswith(prefix)},
         "recoveries": max(0, len(list(read_lines(job.run / "starts.jsonl"))) - 1),
         "quarantined": quarantined(job),
+        "nonfinite_steps": sum("nonfinite" in line for line in read_lines(job.run / "metrics.jsonl")),
         "versions": versions(),
     }
     (job.run / REPORT).unlink(missing_ok=True)
@@ -78,8 +79,8 @@ def quarantined(job: TrainingJob) -> dict[str, int]:
     counts = dict(count_reasons(read_quarantine(job.store)))
     for path in sorted((job.run / "bad_samples").glob("rank-*.jsonl")):
         for line in read_lines(path):
-            for reason, count in line["bad"].items():
-                counts[f"feed/{reason}"] = counts.get(f"feed/{reason}", 0) + count
+            key = f"feed/{line['reason']}"
+            counts[key] = counts.get(key, 0) + 1
     return counts
 
 
@@ -137,7 +138,8 @@ def print_summary(run: Path, summary: dict[str, Any]) -> None:
         console.print(f"steps to a held-out {targets_in_words(summary['steps_to_target'])}")
     bad = summary["quarantined"]
     console.print(f"bad samples: {', '.join(f'{count} {reason}' for reason, count in bad.items()) if bad else 'none'};"
-                  f" restarts survived: {summary['recoveries']}")
+                  f" restarts survived: {summary['recoveries']}; steps not applied, since something was not finite: "
+                  f"{summary.get('nonfinite_steps', 0)}", soft_wrap=True)
     console.print(f"everything lies in {run}", soft_wrap=True)
     if (run / REPORT).exists():
         console.print(f"curves and pictures: {run / REPORT} (for any browser)", soft_wrap=True)

@@ -58,5 +58,6 @@ def supersede(run: Path, step: int) -> None:
     A line's `step` is the number of optimizer steps finished with it: the first step's lines carry 1.
     """
     _split(run / "metrics.jsonl", lambda line: line["step"] <= step, run / "superseded" / "metrics.jsonl")
-    for path in sorted((run / "samples").glob("rank-*.jsonl")):
-        _split(path, lambda line: line["step"] <= step, run / "superseded" / "samples" / path.name)
+    for folder in ("samples", "bad_samples"):
+        for path in sorted((run / folder).glob("rank-*.jsonl")):
+            _split(path, lambda line: line["step"] <= step, run / "superseded" / folder / path.name)

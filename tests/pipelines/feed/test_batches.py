@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 
 from ashnets.batch import MicroBatch
 from pipelines.config import PretrainConfig
-from pipelines.feed.batches import BatchIterator, feed_plan, local_batches, micro_batch
+from pipelines.errors import FinalError
+from pipelines.feed.batches import feed_plan, local_batches, micro_batch, micro_batches
 from pipelines.feed.order import slots
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import cut, read_window, window_slices
@@ -76,25 +78,43 @@ def test_bad_samples_are_counted(make_plan: MakePlan, small_store: SmallStore, t
     rows[3]["images"][0] = b"broken"
     rows[4]["captions"][2] = []
     plan = make_plan(write_groups(tmp_path / "bad", rows), groups_per_atom=37, atoms_per_step=1)
-    batches = local_batches(plan, 0, 2)
-    first, _ = batches
-    assert batches.bad == {"undecodable": 2, "no caption": 2}
+    first, second = local_batches(plan, 0, 2)
+    expected = {(rows[3]["sample_ids"][0], "undecodable"), (rows[4]["sample_ids"][2], "no caption")}
+    assert set(first.bad) == set(second.bad) == expected and len(first.bad) == 2
     assert (first.weight == 0).sum() == 3
 
 
 def test_a_stream_in_another_order_is_a_loud_error(make_plan: MakePlan) -> None:
     plan = make_plan()
     windows = (read_window(plan, part, 1) for part in window_slices(plan, 0, 2))
-    blocks = [transform_block(block, plan) for block in cut(windows, 2)][:4]
-    assert len(list(BatchIterator(blocks, plan, 0, 0, 1))) == 4
-    swapped = BatchIterator([blocks[0], blocks[2], blocks[1]], plan, 0, 0, 1)
+    blocks = [transform_block(block, plan) for block in cut(windows, 2)]
+    assert len(list(micro_batches(blocks, plan, 0, 2, 0, 1))) == 6
+    swapped = micro_batches([blocks[0], blocks[2], blocks[1]], plan, 0, 1, 0, 1)
     next(swapped)
-    with pytest.raises(RuntimeError, match="expected the groups at positions 2 to 3 .*preserve_order"):
+    with pytest.raises(FinalError, match="expected the groups at positions 2 to 3 .*preserve_order"):
         next(swapped)
-    with pytest.raises(RuntimeError, match="started at another step"):
-        next(BatchIterator(blocks, plan, 1, 0, 1))
-    with pytest.raises(RuntimeError, match="positions 0 to 1"):
-        next(BatchIterator([blocks[0].slice(0, 1)], plan, 0, 0, 1))
+    with pytest.raises(FinalError, match="started at another step"):
+        next(micro_batches(blocks, plan, 1, 2, 0, 1))
+    with pytest.raises(FinalError, match="positions 0 to 1"):
+        next(micro_batches([blocks[0].slice(0, 1)], plan, 0, 1, 0, 1))
+    with pytest.raises(FinalError, match="ended early"):
+        list(micro_batches(blocks[:2], plan, 0, 1, 0, 1))
+    with pytest.raises(FinalError, match="groups behind step 1, where the stream ends"):
+        list(micro_batches(blocks, plan, 0, 1, 0, 1))
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_training_ends_inside_an_epoch_without_beginning_the_next(make_plan: MakePlan, world: int) -> None:
+    """37 groups in steps of 6: step 7 holds one group that counts, a mate of its micro-batch, and padding."""
+    plan = replace(make_plan(), end=37)
+    assert [plan.real_atoms(step) for step in (0, 5, 6, 7)] == [3, 3, 1, 0]
+    ranks = [list(local_batches(plan, 0, 7, rank, world)) for rank in range(world)]
+    groups = [i for batches in ranks for batch in batches for i in batch.group_ids]
+    assert sorted(groups) == list(range(1000, 1037))
+    last = next(batch for batches in ranks for batch in batches if batch.position == 36)
+    whole = next(batch for batch in local_batches(make_plan(), 6, 7) if batch.position == 36)
+    assert len(last.group_ids) == 1 and last.weight[3:].sum() == 0 and torch.equal(last.pixels, whole.pixels)
+    assert max(batch.position for batches in ranks for batch in batches) == 36
 
 
 def test_blocks_may_come_in_pieces(make_plan: MakePlan) -> None:

@@ -2,15 +2,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import astuple, replace
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.feed.order import GroupReference, Order, atoms, generator, rounds, slots, with_padding
+from pipelines.config import FeedConfig
+from pipelines.feed.blocks import expected_positions
+from pipelines.feed.order import GroupReference, Order, by_rank, generator, slots, with_padding
+from pipelines.feed.plan import FeedPlan
 
 sizes_lists = st.lists(st.integers(0, 6), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
+PLAN = FeedPlan("", 0, FeedConfig(), "", 8, 0.15, False, 1, 1)
 orders = st.builds(Order, sizes_lists.map(tuple), st.integers(1, 5), st.integers(0, 2**31))
 
 
@@ -45,33 +51,60 @@ def test_any_cut_continues_the_same_stream(order: Order, data: st.DataObject) ->
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 5), st.lists(st.tuples(st.integers(1, 64), st.integers(1, 4)), min_size=1,
-                                                      max_size=6), st.data())
-def test_any_sequence_of_worlds_runs_every_position_once_in_order(
-        atoms_per_step: int, groups_per_atom: int, segments: list[tuple[int, int]], data: st.DataObject) -> None:
-    step_groups, trained, step = atoms_per_step * groups_per_atom, [], 0
-    for world, steps in segments:
-        start, stop = step * step_groups, (step + steps) * step_groups
-        cut = data.draw(st.integers(start, stop))
-        padding = (rounds(atoms_per_step, world) * world - atoms_per_step) * groups_per_atom
-        rows = np.concatenate([with_padding(start, cut, step_groups, padding),
-                               with_padding(cut, stop, step_groups, padding)])
-        blocks = rows.reshape(-1, groups_per_atom)
-        assert len(blocks) == steps * rounds(atoms_per_step, world) * world
-        by_rank = [iter(blocks[rank::world]) for rank in range(world)]
-        for s in range(step, step + steps):
-            ran = {}
-            for rank in range(world):
-                for slot, atom in zip(slots(rank, world, atoms_per_step),
-                                      atoms(s, rank, world, atoms_per_step), strict=True):
-                    block = next(by_rank[rank])
-                    assert (atom is None) == (slot >= atoms_per_step) == bool((block == -1).all())
-                    if atom is not None:
-                        assert block[0] == atom * groups_per_atom
-                        ran[slot] = block
-            trained += [int(p) for slot in sorted(ran) for p in ran[slot]]
-        step += steps
-    assert trained == list(range(step * step_groups))
+@given(orders, st.integers(1, 9), st.integers(1, 5), st.integers(1, 40),
+       st.lists(st.tuples(st.integers(1, 64), st.integers(1, 4)), min_size=1, max_size=6),
+       st.one_of(st.none(), st.integers(1, 100)))
+def test_any_sequence_of_worlds_runs_every_group_once_in_order(
+        order: Order, atoms_per_step: int, groups_per_atom: int, block_groups: int,
+        segments: list[tuple[int, int]], end: int | None) -> None:
+    """The whole way but for images and Ray: windows, padding, blocks of several steps, each rank's expectations."""
+    plan = replace(PLAN, atoms_per_step=atoms_per_step, groups_per_atom=groups_per_atom, end=end)
+    trained: list[tuple[int, int, int]] = []
+    step = 0
+    with mock.patch("pipelines.feed.plan.BLOCK_GROUPS", block_groups):
+        for world, steps in segments:
+            streams = [iter(rows) for rows in blocks_of(order, plan, step, step + steps, world)]
+            for s in range(step, step + steps):
+                by_slot = {}
+                for rank in range(world):
+                    for slot in slots(rank, world, atoms_per_step):
+                        positions = [next(streams[rank]) for _ in range(groups_per_atom)]
+                        assert positions == expected_positions(plan, s, slot)
+                        by_slot[slot] = positions
+                for slot in sorted(by_slot):
+                    trained += [astuple(order.reference(p)) for p in by_slot[slot] if plan.counts(p)]
+            assert all(p == -1 for rows in streams for p in rows)
+            step += steps
+    stop = min(step * plan.step_groups, step * plan.step_groups if end is None else end)
+    assert trained == stream(order, 0, stop)
+    for epoch in range(stop // order.groups):
+        of_epoch = [reference[1:] for reference in trained if reference[0] == epoch]
+        assert sorted(of_epoch) == [(g, r) for g, size in enumerate(order.sizes) for r in range(size)]
+
+
+def blocks_of(order: Order, plan: FeedPlan, start: int, stop: int, world: int) -> list[list[int]]:
+    """The positions in every rank's blocks, made by the pipeline's own steps."""
+    last = None if plan.end is None else -(-plan.end // plan.groups_per_atom) * plan.groups_per_atom
+    rows = [-1 if last is not None and p >= last else int(p)
+            for part in order.window_slices(start * plan.step_groups, stop * plan.step_groups)
+            for p in with_padding(part.start, part.stop, plan.step_groups, plan.padding_groups(world))]
+    span = plan.steps_per_block(world) * plan.step_rows(world)
+    rows += [-1] * (-len(rows) % span)
+    assert len(rows) == -(-(stop - start) // plan.steps_per_block(world)) * span
+    shares: list[list[int]] = [[] for _ in range(world)]
+    for first in range(0, len(rows), span):
+        ordered = np.array(rows[first:first + span])[by_rank(span, plan.step_rows(world), world, plan.groups_per_atom)]
+        for rank, share in enumerate(ordered.reshape(world, -1)):
+            shares[rank] += share.tolist()
+    return shares
+
+
+def test_a_block_holds_several_steps_of_one_rank() -> None:
+    """Two ranks, two rounds, micro-batches of one row: rows 0 to 3 are step 0 (ranks 0 1 0 1), 4 to 7 step 1."""
+    assert by_rank(8, 4, 2, 1).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert by_rank(8, 8, 2, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
+    plan = replace(PLAN, groups_per_atom=4, atoms_per_step=4)
+    assert [plan.steps_per_block(world) for world in (1, 2, 3, 4, 64)] == [2, 4, 4, 8, 8]
 
 
 def test_order_depends_on_seed_and_epoch_and_stays_inside_windows() -> None:

@@ -7,15 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+import pyarrow as pa
 import pytest
 from ray.data import DataIterator, Dataset
-from ray.data.datasource import ReadTask
 
 from ashnets.batch import MicroBatch
-from pipelines.feed.batches import BatchIterator, local_batches
+from pipelines.errors import FinalError
+from pipelines.feed.batches import local_batches, micro_batches
 from pipelines.feed.plan import FeedPlan
-from pipelines.feed.source import GroupedStream
 from pipelines.feed.stream import FeedDataConfig, build_stream, train_batches, whole_blocks
+from pipelines.feed.transform import transform_block
 
 from .conftest import MakePlan
 from .small_stores import SmallStore, assert_equal, write_groups
@@ -26,8 +27,7 @@ def consume(shards: list[DataIterator], plan: FeedPlan, start: int, stop: int) -
     world = len(shards)
 
     def rank_batches(rank: int) -> list[MicroBatch]:
-        blocks = whole_blocks(shards[rank], plan, start, stop, world)
-        return list(BatchIterator(blocks, plan, start, rank, world))
+        return list(micro_batches(whole_blocks(shards[rank]), plan, start, stop, rank, world))
 
     with ThreadPoolExecutor(world) as pool:
         return list(pool.map(rank_batches, range(world)))
@@ -51,9 +51,8 @@ def test_bad_samples_are_replaced_and_counted(ray_local: ModuleType, make_plan: 
     rows[2]["images"][1] = b"broken"
     plan = make_plan(write_groups(tmp_path / "bad", rows))
     [shard] = build_stream(plan, 0, 2, 1).streaming_split(1, equal=False)
-    batches = BatchIterator(whole_blocks(shard, plan, 0, 2, 1), plan, 0, 0, 1)
-    got = list(batches)
-    assert batches.bad == {"undecodable": 2}
+    got = list(micro_batches(whole_blocks(shard), plan, 0, 2, 0, 1))
+    assert [bad for batch in got for bad in batch.bad] == [(rows[2]["sample_ids"][1], "undecodable")] * 2
     assert sum(int((b.weight == 0).sum()) for b in got) == 2
     assert_equal(got, list(local_batches(plan, 0, 2)))
 
@@ -61,33 +60,28 @@ def test_bad_samples_are_replaced_and_counted(ray_local: ModuleType, make_plan: 
 @pytest.mark.parametrize("preserve_order", [True, False])
 def test_a_reordered_stream_never_trains(ray_local: ModuleType, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch,
                                          preserve_order: bool) -> None:
-    """The first window is slow; without `preserve_order` the next ones overtake it, and that is an error."""
-    class SlowStart(GroupedStream):
-        def get_read_tasks(self, *args: object, **keywords: object) -> list:
-            first, *others = super().get_read_tasks(*args, **keywords)
-
-            def slow() -> list:
-                time.sleep(4)
-                return list(first())
-
-            return [ReadTask(slow, first.metadata), *others]
+    """The first block is slow; without `preserve_order` the next ones overtake it, and that is an error."""
+    def slow_start(block: pa.Table, plan: FeedPlan) -> pa.Table:
+        if block["position"][0].as_py() == 0:
+            time.sleep(4)
+        return transform_block(block, plan)
 
     plan = make_plan()
-    monkeypatch.setattr("pipelines.feed.stream.GroupedStream", SlowStart)
-    stream = build_stream(plan, 0, 8, 2)
+    monkeypatch.setattr("pipelines.feed.stream.transform_block", slow_start)
+    stream = build_stream(plan, 0, 24, 2)
     stream.context.execution_options.preserve_order = preserve_order
     shards = stream.streaming_split(2, equal=False)
     if preserve_order:
-        assert [len(batches) for batches in consume(shards, plan, 0, 8)] == [16, 16]
+        assert [len(batches) for batches in consume(shards, plan, 0, 24)] == [48, 48]
     else:
-        with pytest.raises(RuntimeError, match="preserve_order off"):
-            consume(shards, plan, 0, 8)
+        with pytest.raises(FinalError, match="preserve_order off"):
+            consume(shards, plan, 0, 24)
 
 
 def test_a_stream_that_ends_early_is_loud(ray_local: ModuleType, make_plan: MakePlan) -> None:
     plan = make_plan()
     [shard] = build_stream(plan, 0, 2, 1).streaming_split(1, equal=False)
-    with pytest.raises(RuntimeError, match="delivered 6 micro-batches, the plan has 9"):
+    with pytest.raises(RuntimeError, match="ended early"):
         consume([shard], plan, 0, 3)
 
 

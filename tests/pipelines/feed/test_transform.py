@@ -23,7 +23,7 @@ SIZE = 3
 
 
 def transformed(rows: list[dict], make_plan: MakePlan, epoch: int = 0, **changes: object) -> tuple[list[dict], list]:
-    """One dict a sample ({sample_id, array columns}) and the reasons, of a block of these rows."""
+    """One dict a sample ({sample_id, array columns}) and what was replaced, of a block of these rows."""
     plan = make_plan(**changes)
     block = pa.Table.from_pylist([{"position": i, "epoch": epoch, **row} for i, row in enumerate(rows)])
     out = transform_block(block, plan)
@@ -86,7 +86,7 @@ def test_a_bad_sample_is_replaced_by_a_mate_of_weight_0(reason: str, image: byte
     lost = row["sample_ids"][1]
     row["images"][1] = image
     samples, bad = transformed([row], make_plan, max_pixels=50_000)
-    assert bad == [[reason]]
+    assert [[b["reason"] for b in group] for group in bad] == [[reason]]
     replaced = [s for s in samples if s["weight"] == [0]]
     assert len(replaced) == 1 and lost not in {s["sample_id"] for s in samples}
     mate = good[replaced[0]["sample_id"]]
@@ -96,13 +96,13 @@ def test_a_bad_sample_is_replaced_by_a_mate_of_weight_0(reason: str, image: byte
 
 def test_a_sample_without_captions_is_bad(row: dict, make_plan: MakePlan) -> None:
     row["captions"][0] = []
-    assert transformed([row], make_plan)[1] == [["no caption"]]
+    assert transformed([row], make_plan)[1] == [[{"sample_id": row["sample_ids"][0], "reason": "no caption"}]]
 
 
 def test_a_group_without_a_good_member_becomes_blank(row: dict, make_plan: MakePlan) -> None:
     row["images"] = [b"x"] * SIZE
     samples, bad = transformed([row], make_plan)
-    assert bad == [["undecodable"] * SIZE]
+    assert [b["reason"] for b in bad[0]] == ["undecodable"] * SIZE
     for sample in samples:
         assert sample["weight"] == [0] and set(sample["pixels"]) == {128} and sample["image_class"] == [-1]
         assert set(sample["mlm_labels"]) == {-100}
