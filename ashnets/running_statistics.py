@@ -58,6 +58,12 @@ class StepStatistics:
                 total += buffer
 
     @torch.no_grad()
+    def cancel_step(self) -> None:
+        """Set every buffer to what it was before the step's first forward."""
+        for buffer, before in zip(self._buffers() + self._counters(), self._running + self._counts, strict=True):
+            buffer.copy_(before)
+
+    @torch.no_grad()
     def end_step(self) -> None:
         """Set every buffer to (1 - momentum) * running + momentum * mean over all ranks' real micro-batches.
 

@@ -133,9 +133,11 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 100
     """Steps between validations on held-out data; 0: only at the end."""
+    max_nonfinite: int = 3
+    """Steps in a row without a finite loss and gradient that end the launch; none of them is applied."""
 
     def __post_init__(self) -> None:
-        for name in ("groups_per_atom", "atoms_per_step", "log_every"):
+        for name in ("groups_per_atom", "atoms_per_step", "log_every", "max_nonfinite"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("max_steps", "schedule_steps", "validate_every"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")

@@ -13,7 +13,7 @@ from pipelines.errors import UserError
 from pipelines.files import write_atomically
 
 HARMLESS = ("run.name", "run.storage", "run.takeover", "train.max_steps", "train.log_every", "train.validate_every",
-            "scaling.workers", "scaling.device", "scaling.cpus_per_worker", "checkpoint.", "evaluation.",
+            "scaling.", "checkpoint.", "evaluation.", "train.max_nonfinite",
             "feed.record_samples")
 
 

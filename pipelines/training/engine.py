@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ashnets.tasks.pretraining import PretrainingModel, PretrainingOutput
 from ashnets.weights_file import save_weights
 from cluster import comm_op
 from pipelines.config import TrainConfig
+from pipelines.errors import FinalError
 from pipelines.training.randomness import seed_micro_batch
 
 ZERO_CONFIGS = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
@@ -60,6 +62,10 @@ def sum_over_ranks(total: Tensor) -> Tensor:
     return total
 
 
+class NonFiniteWeights(FinalError):
+    """An update has spoilt weights, moments or buffers: nothing of them may be kept."""
+
+
 class Engine:
     """One rank's DeepSpeed engine over the pre-training model."""
 
@@ -89,24 +95,45 @@ class Engine:
         """Run one micro-batch and add its gradients; `progress` is the share of training that has passed.
 
         DeepSpeed divides by its slots (world size x accumulation); the step's gradient is the mean over the
-        real micro-batches, hence the factor.
+        real micro-batches, hence the factor. A loss that is not finite makes all its gradients so, in whatever way it
+        arose, so that every rank drops the step.
         """
         generator = seed_micro_batch(self._seed, batch.position)
         output: PretrainingOutput = self._engine(batch.to(self.device), progress, generator)
         self.statistics.add_micro_batch(real)
         slots = self._world_size * self.rounds
-        self._engine.backward(output.loss * (slots / self._train.atoms_per_step))
+        factor = torch.where(output.loss.detach().isfinite(), slots / self._train.atoms_per_step, math.nan)
+        self._engine.backward(output.loss * factor)
         return output
 
-    def step(self) -> None:
-        """Count the micro-batch; on the last one of the step apply the gradients."""
+    def step(self) -> bool:
+        """Count the micro-batch; on the last one of the step apply the gradients. Returns whether it has done so.
+
+        Where their norm is not finite, it drops them, on all ranks alike. DeepSpeed does so by itself from ZeRO-1 on
+        (its `overflow`); at stage 0 it knows neither norm nor check.
+        """
         applies = self._engine.is_gradient_accumulation_boundary()
-        if applies and self._zero_stage == 0:  # DeepSpeed measures the norm for its own optimizers only
+        if applies and self._zero_stage == 0:
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self._gradient_norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(self._gradient_norm):
+                self._engine.zero_grad()
+                self._engine.micro_steps += 1
+                return False
         self._engine.step()
         if applies and self._zero_stage > 0:
             self._gradient_norm = float(self._engine.get_global_grad_norm())
+        return applies and self._engine.was_step_applied()
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteWeights where a weight, a moment or a buffer of this rank is not finite."""
+        optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, inside DeepSpeed's
+        for kind, tensors in (("weights", list(optimizer.state)),
+                              ("moments", [m for state in optimizer.state.values() for m in state.values()]),
+                              ("buffers", list(self.model.buffers()))):
+            found = [t.detach() for t in tensors if torch.is_tensor(t) and t.is_floating_point() and t.numel()]
+            if found and not torch.nn.utils.get_total_norm(found, norm_type=math.inf).isfinite():
+                raise NonFiniteWeights(f"not all {kind} are finite")
 
     @torch.no_grad()
     def remember(self, outputs: list[PretrainingOutput]) -> None:

@@ -12,6 +12,7 @@ from pipelines.evaluation.held_out import HeldOut
 from pipelines.training import checkpoint
 from pipelines.training.engine import Engine
 from pipelines.training.job import TrainingJob
+from pipelines.training.nonfinite import NonFiniteSteps
 from pipelines.training.recorder import MetricsRecorder, SampleRecorder
 from pipelines.training.step import run_step
 
@@ -40,6 +41,7 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
     settings = job.config
     metrics = MetricsRecorder(job, start_step) if rank == 0 else None
     samples = SampleRecorder(job.run, rank, job.attempt) if settings.feed.record_samples else None
+    nonfinite = NonFiniteSteps(job, rank)
     for step in range(start_step + 1, job.stop_step + 1):
         last = step == job.stop_step
         report = run_step(engine, batches, job, step, rank, world)
@@ -47,12 +49,14 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
             samples.step(step, report.trained)
         if metrics:
             metrics.step(report, last)
+        nonfinite.step(report)
         every = settings.train.validate_every
         if every and step % every == 0 and not last:
             values = held_out.validate(engine.model, rank, world).metrics
             if metrics:
                 metrics.write(step, values)
-        if last or step % settings.checkpoint.every_steps == 0:
+        if last or (step % settings.checkpoint.every_steps == 0 and not report.nonfinite):
+            engine.check_finite()
             save_checkpoint(engine, job, step, rank, world, time.monotonic() - began)
     for recorder in (metrics, samples):
         if recorder:

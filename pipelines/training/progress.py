@@ -20,6 +20,8 @@ LOG_EVERY_S = 30.0
 
 def describe(line: dict[str, Any]) -> str:
     """One metrics line in words."""
+    if "nonfinite" in line:
+        return f"the {line['nonfinite']} is not finite: the step was not applied"
     if "loss" in line:
         tasks = " ".join(f"{name} {line[f'loss/{name}']:.3f}" for name in ("itm", "mlm", "mvm", "itc", "stua")
                          if f"loss/{name}" in line)
@@ -61,7 +63,7 @@ class TrainingProgress:
         while True:
             stopping = self._stop.wait(1.0)
             for line in self._new_lines():
-                validation = "loss" not in line
+                validation = "loss" not in line or "nonfinite" in line
                 if validation or stopping or time.monotonic() - printed >= LOG_EVERY_S:
                     print(f"step {line['step']}/{self._total}: {describe(line)}", flush=True)
                     printed = printed if validation else time.monotonic()
@@ -76,7 +78,7 @@ class TrainingProgress:
             while True:
                 stopping = self._stop.wait(0.5)
                 for line in self._new_lines():
-                    if "loss" in line:
+                    if "loss" in line and "nonfinite" not in line:
                         progress.update(task, completed=line["step"], description=describe(line))
                     else:
                         progress.console.print(f"step {line['step']}: {describe(line)}")

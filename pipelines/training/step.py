@@ -5,19 +5,15 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from ashnets.batch import MicroBatch
 from ashnets.tasks.pretraining import PretrainingOutput
-from pipelines.errors import FinalError
 from pipelines.training.engine import Engine, sum_over_ranks
 from pipelines.training.job import TrainingJob
 from pipelines.training.schedule import learning_rate
-
-
-class NonFinite(FinalError):
-    """A loss or gradient that is not a number: training must not go on."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,11 @@ class StepReport:
     seconds: float
     data_wait: float
     trained: list[MicroBatch]
+    """This rank's real micro-batches."""
+    nonfinite: Literal["", "loss", "gradient"] = ""
+    """Where a number was not finite, so that the step was not applied; the same on every rank."""
+    losses: tuple[dict[str, float], ...] = ()
+    """Of a step that was not applied: the losses of each of `trained`."""
 
 
 def mean_over_atoms(outputs: list[PretrainingOutput], real: list[bool], atoms: int) -> dict[str, float]:
@@ -49,7 +50,11 @@ def mean_over_atoms(outputs: list[PretrainingOutput], real: list[bool], atoms: i
 
 def run_step(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, step: int, rank: int,
              world: int) -> StepReport:
-    """Run optimizer step number `step` (the first is 1). Raises NonFinite before a bad loss can touch the weights."""
+    """Run optimizer step number `step` (the first is 1).
+
+    Where a loss or the gradient is not finite on any rank, weights, moments and buffers stay as they are, and the
+    report says so.
+    """
     train = job.config.train
     began, waited = time.perf_counter(), 0.0
     outputs: list[PretrainingOutput] = []
@@ -68,12 +73,20 @@ def run_step(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, st
         if turn < engine.rounds - 1:
             engine.step()
     means = mean_over_atoms(outputs, real, train.atoms_per_step)
-    if not math.isfinite(means["loss"]):
-        raise NonFinite(f"step {step}: the loss is {means['loss']}; the step was not applied ({means})")
-    engine.step()
-    engine.statistics.end_step()
-    engine.remember(outputs)
-    grad_norm = engine.gradient_norm()
-    if not math.isfinite(grad_norm):
-        raise NonFinite(f"step {step}: the gradient norm is {grad_norm}; resume from the last checkpoint")
-    return StepReport(step, means, lr, grad_norm, time.perf_counter() - began, waited, trained)
+    applied = engine.step()
+    if applied:
+        engine.statistics.end_step()
+        engine.remember(outputs)
+    else:
+        engine.statistics.cancel_step()
+    grad_norm, seconds = engine.gradient_norm(), time.perf_counter() - began
+    if applied:
+        return StepReport(step, means, lr, grad_norm, seconds, waited, trained)
+    losses = tuple(losses_of(output) for output, counts in zip(outputs, real, strict=True) if counts)
+    found: Literal["loss", "gradient"] = "gradient" if math.isfinite(means["loss"]) else "loss"
+    return StepReport(step, means, lr, grad_norm, seconds, waited, trained, found, losses)
+
+
+def losses_of(output: PretrainingOutput) -> dict[str, float]:
+    """The losses of one micro-batch, their sum under `loss`."""
+    return {"loss": output.loss.item()} | {name: value.item() for name, value in output.losses.items()}

@@ -104,11 +104,15 @@ def test_a_damaged_image_is_replaced_and_counted(jobs: Jobs, tmp_path: Path) -> 
     assert "1 feed/undecodable" in done.stdout and (groups / "groups.json").read_text() == damaged
 
 
-def test_a_loss_that_is_not_finite_ends_the_launch_at_once(jobs: Jobs) -> None:
+def test_losses_that_stay_without_a_finite_value_end_the_launch_at_once(jobs: Jobs) -> None:
     done = jobs.run("run.name=diverged", "train.lr=1e30")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: rank 0: step 2: the loss is nan") and "Traceback" not in done.stderr
-    assert len(lines(jobs.storage / "diverged" / "starts.jsonl")) == 1
+    assert "step 4: the loss is not finite, 3 steps in a row" in done.stderr and "Traceback" not in done.stderr
+    folder = jobs.storage / "diverged"
+    assert done.stderr.count("\n") == 1 and len(lines(folder / "starts.jsonl")) == 1
+    assert [line.get("nonfinite") for line in lines(folder / "metrics.jsonl")] == [None, "loss", "loss", "loss"]
+    assert sorted(path.name for path in (folder / "nonfinite").iterdir()) == [f"step-0000000{n}.json" for n in (2, 3, 4)]
+    assert not list((folder / "checkpoints").glob("step-*")), "none is made while a step was not finite"
 
 
 def test_a_mistake_that_only_a_worker_can_see_ends_the_launch_at_once(jobs: Jobs, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ashnets.resources import resolve
 from pipelines.errors import FinalError, UserError
 from pipelines.training.failure import EndAtOnce, final_errors, restart_may_mend
 from pipelines.training.lease import Fenced
-from pipelines.training.step import NonFinite
+from pipelines.training.nonfinite import NonFinite
 
 
 def raised_in_a_worker(error: Exception) -> Exception:
