@@ -111,7 +111,8 @@ def test_losses_that_stay_without_a_finite_value_end_the_launch_at_once(jobs: Jo
     folder = jobs.storage / "diverged"
     assert done.stderr.count("\n") == 1 and len(lines(folder / "starts.jsonl")) == 1
     assert [line.get("nonfinite") for line in lines(folder / "metrics.jsonl")] == [None, "loss", "loss", "loss"]
-    assert sorted(path.name for path in (folder / "nonfinite").iterdir()) == [f"step-0000000{n}.json" for n in (2, 3, 4)]
+    left = sorted(path.name for path in (folder / "nonfinite").iterdir())
+    assert left == [f"step-0000000{step}.json" for step in (2, 3, 4)]
     assert not list((folder / "checkpoints").glob("step-*")), "none is made while a step was not finite"
 
 
