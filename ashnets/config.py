@@ -142,7 +142,10 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         require(self.layers >= 0, "model.text.layers", self.layers, "0 or more")
-        require(self.width % self.heads == 0, "model.text.width", self.width, f"a multiple of heads={self.heads}")
+        for name in ("heads", "vocab_size"):
+            require(getattr(self, name) >= 1, f"model.text.{name}", getattr(self, name), "at least 1")
+        require(self.width > 0 and self.width % self.heads == 0, "model.text.width", self.width,
+                f"a multiple of model.text.heads={self.heads}, above 0")
         require(self.max_tokens >= 4, "model.text.max_tokens", self.max_tokens, "at least 4")
 
 
@@ -162,7 +165,8 @@ class FusionConfig:
     """Dropout of attention and hidden states."""
 
     def __post_init__(self) -> None:
-        require(self.layers >= 1, "model.fusion.layers", self.layers, "at least 1")
+        for name in ("layers", "heads"):
+            require(getattr(self, name) >= 1, f"model.fusion.{name}", getattr(self, name), "at least 1")
         require(0 <= self.dropout < 1, "model.fusion.dropout", self.dropout, "from 0 to below 1")
 
 
@@ -184,8 +188,9 @@ class ModelConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
 
     def __post_init__(self) -> None:
-        require(self.width % self.fusion.heads == 0, "model.width", self.width,
-                f"a multiple of model.fusion.heads={self.fusion.heads}")
+        require(self.width > 0 and self.width % self.fusion.heads == 0 and self.width % 4 == 0, "model.width",
+                self.width, f"a multiple of 4 and of model.fusion.heads={self.fusion.heads}, above 0")
+        require(self.embedding >= 1, "model.embedding", self.embedding, "at least 1")
 
 
 @dataclass(frozen=True)
@@ -201,6 +206,10 @@ class ITCConfig:
     memory: int = 0
     """Past embeddings kept as further negatives (cross-batch memory); 0: off."""
 
+    def __post_init__(self) -> None:
+        require(0.001 <= self.temperature <= 0.5, "tasks.itc.temperature", self.temperature, "from 0.001 to 0.5")
+        require(self.memory >= 0, "tasks.itc.memory", self.memory, "0 or more")
+
 
 @dataclass(frozen=True)
 class ITMConfig:
@@ -212,6 +221,9 @@ class ITMConfig:
     """`hard`: random negatives that turn into in-group hard ones over `hard_ramp`; `random`: always random."""
     hard_ramp: float = 0.6
     """Share of training over which random negatives turn to hard ones."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.hard_ramp <= 1, "tasks.itm.hard_ramp", self.hard_ramp, "from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -243,6 +255,12 @@ class MVMConfig:
     dictionary_decay: float = 0.4
     """Decay of the dictionary's moving average (SOHO's value)."""
 
+    def __post_init__(self) -> None:
+        require(0 < self.max_rate <= 1, "tasks.mvm.max_rate", self.max_rate, "above 0, at most 1")
+        require(self.dictionary_size >= 1, "tasks.mvm.dictionary_size", self.dictionary_size, "at least 1")
+        require(0 <= self.dictionary_decay < 1, "tasks.mvm.dictionary_decay", self.dictionary_decay,
+                "from 0 to below 1")
+
 
 @dataclass(frozen=True)
 class STUAConfig:
@@ -252,6 +270,9 @@ class STUAConfig:
     """Weight in the total loss."""
     temperature: float = 0.07
     """Temperature of its contrastive part."""
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, "tasks.stua.temperature", self.temperature, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -273,3 +294,5 @@ class TasksConfig:
         for name in ("mlm", "mvm"):
             rate = getattr(self, name).mask_rate
             require(0 < rate < 1, f"tasks.{name}.mask_rate", rate, "between 0 and 1")
+        if not any(getattr(self, name).weight for name in ("itc", "itm", "mlm", "mvm", "stua")):
+            raise ValueError("tasks: no task is left to train on; give at least one a weight above 0")

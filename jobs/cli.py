@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jobs.fields import Field, legal_values, walk
-from pipelines.errors import FinalError, UserError, is_users_mistake
+from pipelines.errors import FinalError, Preempted, UserError, is_users_mistake
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -75,6 +75,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except BrokenPipeError:  # the reader, such as `head`, has enough; nothing is left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except Preempted as told:
+        print(told, file=sys.stderr)
+        code = 75
     except FinalError as error:  # it says what happened in the worker; the driver's own trace says nothing
         print(f"error: {error}", file=sys.stderr)
         code = 1
@@ -182,9 +185,20 @@ def _flatten(content: Mapping[Any, Any], prefix: str, schema: Mapping[str, Field
 
 
 def _unknown(key: str, schema: Mapping[str, Field]) -> str:
-    """Name the known key that is nearest to `key`: one with the same last word, else the most similar."""
-    twins = [known for known in schema if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    nearest = difflib.get_close_matches(key, twins or list(schema), n=1, cutoff=0.0)[0]
+    """Name the known key nearest to `key`: with the same last word, or in its section spelt alike, or there with that
+    word in its meaning (`train.learning_rate`); else the most similar of all.
+    """
+    section, _, last = key.rpartition(".")
+    near = [known for known in schema if known.rpartition(".")[2] == last]
+    if not near:
+        beside = {known.rpartition(".")[2]: known for known in schema if known.rpartition(".")[0] == section}
+        near = [beside[word] for word in difflib.get_close_matches(last, beside, n=1)]
+    if not near:
+        word = re.compile(rf"\b{re.escape(last.replace('_', ' '))}\b", re.IGNORECASE)
+        meant = [field for field in schema.values() if not field.is_section and word.search(field.meaning)
+                 and section in ("", field.key.rpartition(".")[0])]
+        near = [min(meant, key=lambda field: len(field.meaning)).key] if meant else list(schema)
+    nearest = difflib.get_close_matches(key, near, n=1, cutoff=0.0)[0]
     return f"{key}: unknown key; did you mean {nearest}? (--help lists all)"
 
 

@@ -51,6 +51,13 @@ class DataConfig:
     max_bad_share: float = 0.01
     """An ingest with a larger share of bad rows stops, and appends nothing."""
 
+    def __post_init__(self) -> None:
+        for name in ("scenes", "scenes_val"):
+            require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
+        require(self.scene_size >= 32, "data.scene_size", self.scene_size, "at least 32 pixels")
+        require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "at least 1")
+        require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "from 0 to 1")
+
 
 @dataclass(frozen=True)
 class GroupsConfig:
@@ -68,7 +75,8 @@ class GroupsConfig:
     """Groups in a Parquet row group (the unit of the global shuffle)."""
 
     def __post_init__(self) -> None:
-        require(self.size >= 1, "groups.size", self.size, "at least 1")
+        for name in ("size", "neighbours", "row_group"):
+            require(getattr(self, name) >= 1, f"groups.{name}", getattr(self, name), "at least 1")
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,8 @@ class FeedConfig:
     """Write samples/rank-<r>.jsonl: which groups each step trained on."""
 
     def __post_init__(self) -> None:
-        require(self.captions >= 1, "feed.captions", self.captions, "at least 1")
+        for name in ("window", "image_size", "captions"):
+            require(getattr(self, name) >= 1, f"feed.{name}", getattr(self, name), "at least 1")
         require(0 < self.crop_scale <= 1, "feed.crop_scale", self.crop_scale, "above 0, at most 1")
 
 
@@ -137,11 +146,18 @@ class TrainConfig:
     """Steps in a row without a finite loss and gradient that end the launch; none of them is applied."""
 
     def __post_init__(self) -> None:
-        for name in ("groups_per_atom", "atoms_per_step", "log_every", "max_nonfinite"):
+        for name in ("groups_per_atom", "atoms_per_step", "epochs", "log_every", "max_nonfinite"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         for name in ("max_steps", "schedule_steps", "validate_every"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
-        require(self.lr > 0, "train.lr", self.lr, "more than 0")
+        for name in ("lr", "eps", "clip"):
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "more than 0")
+        for name in ("backbone_lr_factor", "weight_decay"):
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
+        require(0 <= self.min_lr_share <= 1, "train.min_lr_share", self.min_lr_share, "from 0 to 1")
+        require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers from 0 to below 1")
+        require(all(0 < share < 1 for share in self.milestones), "train.milestones", self.milestones,
+                "numbers between 0 and 1")
         require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "from 0 to below 1")
 
 
@@ -160,6 +176,7 @@ class ScalingConfig:
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "scaling.workers", self.workers, "at least 1")
+        require(self.cpus_per_worker > 0, "scaling.cpus_per_worker", self.cpus_per_worker, "more than 0")
         require(self.zero_stage in (0, 1, 2, 3), "scaling.zero_stage", self.zero_stage, "0, 1, 2 or 3")
 
 
@@ -195,6 +212,9 @@ class EvaluationConfig:
     """Held-out R@5 whose first step the summary and the report name."""
 
     def __post_init__(self) -> None:
+        for name in ("validate_samples", "rerank"):
+            require(getattr(self, name) >= 0, f"evaluation.{name}", getattr(self, name), "0 or more")
+        require(self.batch >= 1, "evaluation.batch", self.batch, "at least 1")
         require(all(0 < target <= 1 for target in self.targets), "evaluation.targets", self.targets,
                 "numbers above 0, at most 1")
 

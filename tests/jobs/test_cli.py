@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -129,6 +130,42 @@ def test_every_mistake_is_named_at_once() -> None:
     assert "--fast: unknown option" in text and "gears: write key.sub=value" in text
     assert mistakes("engine.power=-1", "engine.gears=[]") == [
         "engine.power=-1.0 is not allowed: more than 0", "engine.gears=() is not allowed: one or more"]
+
+
+@pytest.mark.parametrize(("key", "near"), [
+    ("train.learning_rate", "train.lr"), ("learning_rate", "train.lr"), ("seed", "run.seed"), ("trian.lr", "train.lr"),
+    ("model.abstract.T", "model.abstract.time_steps"), ("model.abstract.time_step", "model.abstract.time_steps"),
+    ("groups.g", "groups.size"), ("scaling.num_workers", "scaling.workers"), ("model.snn.tau", "model.abstract.tau")])
+def test_an_unknown_key_names_the_one_that_is_meant(key: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"{key}: unknown key; did you mean {near}[?]"):
+        cli.parse(PretrainConfig, [f"{key}=1"], description="")
+
+
+MAY_BE_NEGATIVE = {"run.seed", "data.seed", "model.summary_ratio.value"}
+MAY_BE_ZERO = MAY_BE_NEGATIVE | {
+    "data.scenes", "data.scenes_val", "data.max_bad_share", "feed.max_bad_share", "model.abstract.restart_rate",
+    "model.text.layers", "model.fusion.dropout", "tasks.itc.memory", "tasks.itm.hard_ramp",
+    "train.max_steps", "train.schedule_steps", "train.validate_every", "train.min_lr_share", "train.warmup_share",
+    "train.backbone_lr_factor", "train.weight_decay", "scaling.zero_stage", "checkpoint.keep_best",
+    "evaluation.validate_samples", "evaluation.rerank", "train.betas", "tasks.mvm.dictionary_decay",
+    *(f"tasks.{name}.weight" for name in ("itc", "itm", "mlm", "mvm", "stua"))}
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_every_number_has_its_range(value: int) -> None:
+    """No key takes a number without sense, and each refusal names key and value."""
+    allowed = MAY_BE_ZERO if value == 0 else MAY_BE_NEGATIVE
+    for key in walk(PretrainConfig):
+        kind = typing.get_args(key.type)[0] if typing.get_origin(key.type) is tuple else key.type
+        if kind not in (int, float):
+            continue
+        text = str(value) if kind is key.type else str([value] * (2 if key.key == "train.betas" else 1))
+        try:
+            cli.parse(PretrainConfig, [f"{key.key}={text}"], description="")
+        except UserError as error:
+            assert key.key not in allowed and str(error).startswith(f"{key.key}="), (key.key, str(error))
+        else:
+            assert key.key in allowed, key.key
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "", "one", "[1]", "null", "true"])
