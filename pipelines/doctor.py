@@ -36,7 +36,7 @@ def examine(config: PretrainConfig, root: Path) -> Iterator[Finding]:
         yield preflight.data(config, run, store)
     found, size = preflight.model(config)
     yield found
-    yield preflight.same_world(config, run)
+    yield preflight.continues(run)
     found = preflight.writable(run)
     yield found
     if ray.ok:

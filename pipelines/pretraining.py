@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from pipelines.finding import demand
 from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.resume import save_config
 from pipelines.store.table import ImageTextStore
-from pipelines.training import preflight
+from pipelines.training import checkpoint, preflight
 from pipelines.training.job import TrainingJob
 from pipelines.training.lease import Lease, check_free
 from pipelines.training.needs import ModelSize
@@ -35,10 +37,12 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
     check_free(run, config.run.takeover)
     demand(preflight.store(config, store), *preflight.here(config))
     model, size = preflight.model(config)
-    demand(model, preflight.same_world(config, run), preflight.writable(run))
+    demand(model, preflight.writable(run))
     from pipelines.training.initial import check_initial, pin_initial
     check_initial(config, run, root)
     with Lease(run, takeover=config.run.takeover) as lease:
+        with damages_shown(run):
+            checkpoint.resume_point(run, lease.attempt)
         save_config(replace(config, run=replace(config.run, takeover=False)), run)
         pin_initial(config, run, root)
         if ImageTextStore(store).exists():
@@ -50,6 +54,17 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
 def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
     """The step at which this launch stops."""
     return min(config.train.max_steps or schedule_steps, schedule_steps)
+
+
+@contextmanager
+def damages_shown(run: Path) -> Iterator[None]:
+    """At the end of the `with` block, print a warning for each checkpoint that was set aside in it."""
+    before = len(checkpoint.damages(run))
+    try:
+        yield
+    finally:
+        for warning in checkpoint.damages(run)[before:]:
+            print(f"warning: {warning}", flush=True)
 
 
 def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize, attempt: int) -> None:
@@ -81,7 +96,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
     print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {config.scaling.workers} workers on {device}, "
           f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)
-    with TrainingProgress(run, job.stop_step):
+    with damages_shown(run), TrainingProgress(run, job.stop_step):
         fit(job)
     print("evaluation: held-out data, from rest", flush=True)
     final = evaluate_export(job)

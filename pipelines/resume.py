@@ -1,6 +1,8 @@
 """May this command continue that run? Harmless changes are taken, changed mathematics is refused."""
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from yaml import YAMLError
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
+from pipelines.training import checkpoint
 
 HARMLESS = ("run.name", "run.storage", "run.takeover", "train.max_steps", "train.log_every", "train.validate_every",
-            "scaling.", "checkpoint.", "evaluation.", "train.max_nonfinite",
-            "feed.record_samples")
+            "scaling.", "checkpoint.", "evaluation.",
+            "feed.record_samples", "feed.max_bad_share", "train.max_nonfinite")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -43,13 +46,22 @@ def load_config(run: Path) -> PretrainConfig:
     return config
 
 
+def _keys(config: PretrainConfig) -> dict[str, Any]:
+    """Every key and its value, as they come back from YAML."""
+    tree = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config))))
+    assert isinstance(tree, dict)
+    return flatten({str(key): value for key, value in tree.items()})
+
+
+def config_hash(config: PretrainConfig) -> str:
+    """SHA-256 of the settings that belong to the mathematics: equal for runs that compute the same."""
+    mathematics = {key: value for key, value in _keys(config).items() if not key.startswith(HARMLESS)}
+    return hashlib.sha256(json.dumps(mathematics, sort_keys=True).encode()).hexdigest()
+
+
 def changed(config: PretrainConfig, run: Path) -> dict[str, tuple[Any, Any]]:
     """Keys whose value differs between the config.yaml in folder `run` and `config`: key -> (then, now)."""
-    def plain(source: PretrainConfig) -> dict[str, Any]:
-        tree = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(source))))
-        assert isinstance(tree, dict)
-        return flatten({str(key): value for key, value in tree.items()})
-    then, now = plain(load_config(run)), plain(config)
+    then, now = _keys(load_config(run)), _keys(config)
     return {key: (then[key], now[key]) for key in sorted(now) if then[key] != now[key]}
 
 
@@ -58,9 +70,9 @@ def check_resumable(config: PretrainConfig, run: Path) -> None:
 
     Each checkpoint holds the configuration that made it, so that an edited config.yaml cannot hide a change.
     """
-    checkpoints = sorted((run / "checkpoints").glob("step-*"))
-    for folder in (run, *checkpoints[-1:]):
-        if not checkpoints or not (folder / "config.yaml").exists():
+    found = checkpoint.newest(run)
+    for folder in (run, found[0]) if found else ():
+        if not (folder / "config.yaml").exists():
             continue
         grave = {key: values for key, values in changed(config, folder).items() if not key.startswith(HARMLESS)}
         if grave:

@@ -1,27 +1,35 @@
-"""Checkpoints that are complete or absent: a manifest with checksums, committed by one rename.
+"""What a checkpoint is: a folder that is complete or absent, with a manifest of checksums, committed by one rename.
 
 Layout: `checkpoints/step-00000050/` holds the files that the ranks wrote (DeepSpeed's shards below `state/`), the
-run's `config.yaml`, and `manifest.json`, written last. DeepSpeed unpickles what it loads, so only folders whose
-manifest is ours and checks out are ever handed to it.
+run's `config.yaml`, and `manifest.json`, written last. DeepSpeed unpickles what it loads, so only folders of this run
+whose manifest checks out are ever handed to it. What is damaged is set aside, never deleted.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from pipelines.errors import UserError
 from pipelines.files import sync, write_atomically
 from pipelines.training.lease import check_attempt
 
-FORMAT = 1
+FORMAT = 2
+Digest = tuple[int, str]
+"""A file's size and SHA-256."""
+Damaged = Callable[[Path, str], object]
+"""Is told of a folder that does not check out, and why."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is: where training stood, who wrote it, and every file's size and SHA-256."""
+    """What a checkpoint is: where training stood, who wrote it and by what, and every file's size and SHA-256."""
 
     step: int
     position: int
@@ -30,11 +38,18 @@ class Manifest:
     attempt: int
     seed: int
     seconds: float
-    files: dict[str, tuple[int, str]]
+    config_hash: str
+    """Of the settings that belong to the mathematics: `pipelines.resume.config_hash`."""
+    code_version: str
+    score: float | None = None
+    """The best mean of held-out i2t and t2i R@5 since the checkpoint before; None where none was measured."""
+    run: str = ""
+    """Identity of the run, the same in all its checkpoints; `commit` fills it in."""
+    files: dict[str, Digest] = field(default_factory=dict)
     format: int = FORMAT
 
 
-def _folders(run: Path) -> list[Path]:
+def folders(run: Path) -> list[Path]:
     """Committed checkpoint folders, oldest first."""
     return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
 
@@ -44,78 +59,155 @@ def temporary_folder(run: Path, step: int, attempt: int) -> Path:
     return run / "checkpoints" / f".tmp-{step:08d}-{attempt}"
 
 
-def _digest(path: Path) -> tuple[int, str]:
+def digest(path: Path) -> Digest:
+    """Size and SHA-256 of a file."""
     with open(path, "rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _inventory(folder: Path) -> dict[str, tuple[int, str]]:
-    return {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*"))
-            if p.is_file() and p.name != "manifest.json"}
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Everything below `folder` that is no folder, by its name there; the manifest is left out."""
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if name != "manifest.json" and (path.is_symlink() or not path.is_dir()):
+            yield name, path
 
 
-def commit(run: Path, *, step: int, position: int, world_size: int, zero_stage: int, attempt: int, seed: int,
-           seconds: float) -> Path:
-    """Turn the temporary folder that all ranks have filled into the checkpoint of `step` (rank 0 alone calls this).
+def identity(run: Path) -> str:
+    """What marks the run's checkpoints as its own: drawn when the first is committed, empty before.
 
-    Raises Fenced where `attempt` lost the run's lease; then nothing is committed.
+    Where the small file is lost, the newest readable manifest says it.
     """
-    folder = temporary_folder(run, step, attempt)
+    path = run / "checkpoints" / "identity"
+    if path.exists():
+        return path.read_text()
+    for folder in reversed(folders(run)):
+        try:
+            return read_manifest(folder).run
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+    return ""
+
+
+def commit(run: Path, manifest: Manifest) -> Path:
+    """Turn the temporary folder that all ranks have filled into the checkpoint that `manifest` tells of.
+
+    Rank 0 alone calls this. `manifest.files` holds what is known of the files; the others are read. Raises Fenced
+    where the attempt has lost the run's lease; then nothing is committed.
+    """
+    folder = temporary_folder(run, manifest.step, manifest.attempt)
     if (run / "config.yaml").exists():
         shutil.copy(run / "config.yaml", folder)
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         sync(path)
-    manifest = Manifest(step, position, world_size, zero_stage, attempt, seed, seconds, _inventory(folder))
-    write_atomically(folder / "manifest.json", json.dumps(asdict(manifest), indent=1).encode())
-    check_attempt(run, attempt)
-    final = run / "checkpoints" / f"step-{step:08d}"
-    if final.exists():
-        shutil.rmtree(final)
+    known = identity(run) or secrets.token_hex(16)
+    write_atomically(run / "checkpoints" / "identity", known.encode())
+    files = {name: manifest.files.get(name) or digest(path) for name, path in _files(folder)}
+    manifest = replace(manifest, run=known, files=files)
+    write_atomically(folder / "manifest.json", json.dumps(sealed(asdict(manifest)), indent=1).encode())
+    final = run / "checkpoints" / f"step-{manifest.step:08d}"
+    check_attempt(run, manifest.attempt)
+    if final.exists():  # it did not check out, else training would have gone on behind it
+        set_aside(final, f"training came to step {manifest.step} again")
     os.rename(folder, final)
     sync(final.parent)
     return final
 
 
-def fault(folder: Path) -> str | None:
-    """Why `folder` is not a whole checkpoint of ours, or None where it is."""
+def sealed(facts: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's facts with the SHA-256 over them, which guards the manifest itself."""
+    return facts | {"sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a committed checkpoint.
+
+    OSError, ValueError, TypeError or AttributeError where it is none; UserError where it is whole, but another
+    version's.
+    """
+    raw = json.loads((folder / "manifest.json").read_text())
+    facts = {key: value for key, value in raw.items() if key != "sha256"}
+    if sealed(facts) != raw:
+        raise ValueError("it differs from its checksum")
+    if raw["format"] != FORMAT:
+        raise UserError(f"checkpoint {folder} has format {raw['format']}, this version reads {FORMAT}: resume with the "
+                        "version that wrote it, or use another run.name")
+    files = {name: (int(size), str(sha256)) for name, (size, sha256) in facts["files"].items()}
+    return Manifest(**{**facts, "files": files})
+
+
+def fault(folder: Path, run_identity: str) -> str | None:
+    """Why `folder` is not a whole checkpoint of the run with this identity, or None where it is.
+
+    Raises UserError for another version's; OSError where the disk does not answer, which is no damage yet.
+    """
     try:
         manifest = read_manifest(folder)
-    except (OSError, ValueError, TypeError) as error:
-        return f"manifest.json cannot be read ({error})"
-    if manifest.format != FORMAT:
-        return f"manifest.json has format {manifest.format}, this version reads {FORMAT}"
-    present = _inventory(folder)
+    except UserError:
+        raise
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"manifest.json cannot be read ({type(error).__name__}: {error})"
+    if folder.name != f"step-{manifest.step:08d}":
+        return f"manifest.json is that of step {manifest.step}"
+    if manifest.run != run_identity:
+        return "manifest.json is that of another run"
+    present = dict(_files(folder))
     for name in sorted(set(present) | set(manifest.files)):
         if name not in present:
             return f"{name} is missing"
         if name not in manifest.files:
             return f"{name} is not in the manifest"
-        if present[name] != manifest.files[name]:
+        if present[name].is_symlink() or not present[name].is_file():
+            return f"{name} is no plain file"
+        if digest(present[name]) != manifest.files[name]:
             return f"{name} differs from its checksum"
     return None
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a committed checkpoint."""
-    raw = json.loads((folder / "manifest.json").read_text())
-    raw["files"] = {name: (int(size), str(digest)) for name, (size, digest) in raw["files"].items()}
-    return Manifest(**raw)
-
-
-def newest(run: Path, warn: list[str] | None = None) -> tuple[Path, Manifest] | None:
-    """The newest checkpoint that checks out, or None; each damaged one passed over adds a line to `warn`."""
-    for folder in reversed(_folders(run)):
-        why = fault(folder)
+def whole(run: Path, damaged: Damaged = lambda folder, why: None) -> Iterator[tuple[Path, Manifest]]:
+    """The checkpoints of `run` that check out, newest first; `damaged` is told of the others passed on the way."""
+    known = identity(run)
+    for folder in reversed(folders(run)):
+        why = fault(folder, known)
         if why is None:
-            return folder, read_manifest(folder)
-        if warn is not None:
-            warn.append(f"checkpoint {folder.name} is damaged and was passed over: {why}")
-    return None
+            yield folder, read_manifest(folder)
+        else:
+            damaged(folder, why)
 
 
-def retain(run: Path, keep: int) -> None:
-    """Remove what no resume needs: temporary folders of earlier attempts, and all but the newest `keep`."""
-    for folder in _folders(run)[:-keep]:
-        shutil.rmtree(folder)
-    for folder in (run / "checkpoints").glob(".tmp-*"):
-        shutil.rmtree(folder)
+def newest(run: Path, damaged: Damaged = lambda folder, why: None) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint that checks out, or None."""
+    return next(whole(run, damaged), None)
+
+
+def set_aside(folder: Path, why: str) -> Path:
+    """Rename a damaged checkpoint so that no reader meets it again, and note it in `checkpoints/damaged.jsonl`."""
+    aside = folder.with_name(f"damaged-{folder.name}")
+    count = 1
+    while aside.exists():
+        count += 1
+        aside = folder.with_name(f"damaged-{folder.name}-{count}")
+    os.rename(folder, aside)
+    sync(aside.parent)
+    with open(aside.parent / "damaged.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"checkpoint": folder.name, "folder": aside.name, "why": why}) + "\n")
+    return aside
+
+
+def damages(run: Path) -> list[str]:
+    """A warning for each checkpoint of the run that was set aside, in the order in which that happened."""
+    path = run / "checkpoints" / "damaged.jsonl"
+    noted = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [f"checkpoint {note['checkpoint']} is damaged ({note['why']}): it was set aside as "
+            f"{path.parent / note['folder']}, and the one before it is used" for note in noted]
+
+
+def resume_point(run: Path, attempt: int) -> tuple[Path, Manifest] | None:
+    """The newest checkpoint that checks out, for whoever writes the run from now on.
+
+    Sets damaged ones aside and removes what a crash left half written. Raises Fenced where the lease is lost.
+    """
+    check_attempt(run, attempt)
+    for left in (run / "checkpoints").glob(".tmp-*"):
+        shutil.rmtree(left)
+    return newest(run, set_aside)

@@ -19,6 +19,8 @@ from cluster import comm_op
 from pipelines.config import TrainConfig
 from pipelines.errors import FinalError
 from pipelines.training.randomness import seed_micro_batch
+from pipelines.training.snapshot import HostSnapshot, Shards
+from pipelines.training.universal import load, model_file, parameter_state
 
 ZERO_CONFIGS = Path(__file__).resolve().parents[2] / "cluster" / "deepspeed"
 
@@ -84,6 +86,7 @@ class Engine:
             comm_op.unlink_buffer(dist.get_rank())
         self.model: PretrainingModel = self._engine.module
         self.statistics = StepStatistics(self.model, reduce=sum_over_ranks)
+        self._engine.checkpoint_engine = HostSnapshot()
         self._gradient_norm = 0.0
 
     def set_learning_rate(self, lr: float) -> None:
@@ -157,11 +160,19 @@ class Engine:
         """Global gradient norm of the last step, before clipping."""
         return self._gradient_norm
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's shards below `folder`; frozen weights are left out, the configuration restores them."""
+    def snapshot(self, folder: Path) -> Shards:
+        """Copies of this rank's shards, for files below `folder` (all ranks take part).
+
+        Frozen weights are left out, the configuration restores them.
+        """
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
+        return self._engine.checkpoint_engine.take()
+
+    def reads(self, world_size: int, zero_stage: int) -> bool:
+        """Whether shards that so many workers wrote at this ZeRO stage fit here as they are."""
+        return zero_stage == self._zero_stage and (world_size == self._world_size or zero_stage == 0)
         """Load the shards of a checkpoint whose manifest has been verified (DeepSpeed unpickles)."""
         path, _ = self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
         if path is None:
@@ -169,6 +180,33 @@ class Engine:
 
     def export_weights(self, path: Path, step: int) -> None:
         """Write the whole model after `step` steps as safetensors on rank 0 (all ranks take part: ZeRO-3 gathers)."""
+    def trainable_names(self) -> list[str]:
+        """Names of the parameters that learn, in the order of the optimizer's groups."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[p] for group in parameter_groups(self.model, self._train) for p in group["params"]]
+
+    @torch.no_grad()
+    def load_universal(self, folder: Path) -> None:
+        """Load a verified checkpoint that `universal.convert` has brought into the form for any number of workers."""
+        if self._zero_stage == 0:
+            self._load_parameters(folder / "state")
+        else:
+            self._engine._config.load_universal_checkpoint = True
+            self.load(folder)
+            self._engine._config.load_universal_checkpoint = False
+        saved = load(model_file(folder / "state"))["module"]  # DeepSpeed's universal form knows no buffers
+        for name, buffer in self.model.named_buffers():
+            if name in saved:
+                buffer.copy_(saved[name])
+
+    def _load_parameters(self, state: Path) -> None:
+        parameters = dict(self.model.named_parameters())
+        for name in self.trainable_names():
+            parameter, found = parameters[name], parameter_state(state, name)
+            parameter.copy_(found["fp32"].view_as(parameter))
+            self._optimizer.state[parameter] = {"step": found["step"].clone()} | {
+                key: found[key].view_as(parameter).to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+
         gathered = deepspeed.zero.GatheredParameters(
             list(self.model.parameters()), enabled=self._zero_stage == 3)
         with gathered:

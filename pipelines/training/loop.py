@@ -1,11 +1,8 @@
 """The training loop of one rank: step, record, validate, checkpoint; from the resumed step to where it stops."""
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
-
-import torch.distributed as dist
 
 from ashnets.batch import MicroBatch
 from pipelines.evaluation.held_out import HeldOut
@@ -15,23 +12,6 @@ from pipelines.training.job import TrainingJob
 from pipelines.training.nonfinite import NonFiniteSteps
 from pipelines.training.recorder import MetricsRecorder, SampleRecorder
 from pipelines.training.step import run_step
-
-
-def save_checkpoint(engine: Engine, job: TrainingJob, step: int, rank: int, world: int, seconds: float) -> None:
-    """Write and commit the checkpoint of `step`; a crash anywhere in it leaves the one before."""
-    folder = checkpoint.temporary_folder(job.run, step, job.attempt)
-    if rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    dist.barrier()
-    engine.save(folder)
-    dist.barrier()
-    if rank == 0:
-        checkpoint.commit(job.run, step=step, position=job.position(step), world_size=world,
-                          zero_stage=job.config.scaling.zero_stage, attempt=job.attempt,
-                          seed=job.config.run.seed, seconds=seconds)
-        checkpoint.retain(job.run, job.config.checkpoint.keep)
-    dist.barrier()
 
 
 def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_out: HeldOut, start_step: int,
@@ -46,6 +26,7 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
         last = step == job.stop_step
         report = run_step(engine, batches, job, step, rank, world)
         if samples:
+        saver.check()
             samples.step(step, report.trained)
         if metrics:
             metrics.step(report, last)
@@ -56,8 +37,11 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
             if metrics:
                 metrics.write(step, values)
         if last or (step % settings.checkpoint.every_steps == 0 and not report.nonfinite):
+            score = max((s for s in (score, recall(values)) if s is not None), default=None)
             engine.check_finite()
-            save_checkpoint(engine, job, step, rank, world, time.monotonic() - began)
+            saver.save(step, time.monotonic() - began, score)
+            score = None
+    saver.wait()
     for recorder in (metrics, samples):
         if recorder:
             recorder.close()

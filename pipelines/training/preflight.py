@@ -156,16 +156,15 @@ def model(config: PretrainConfig) -> tuple[Finding, ModelSize]:
     return found, size
 
 
-def same_world(config: PretrainConfig, run: Path) -> Finding:
-    """Whether the newest checkpoint was written by as many workers (its shards fit no other number)."""
+def continues(run: Path) -> Finding:
+    """Where the run would go on; a damaged checkpoint is passed over, and its file named."""
     from pipelines.training import checkpoint
-    newest = checkpoint.newest(run)
-    if newest is None:
-        return Finding("checkpoint", True, "none: the run starts at step 0")
-    step, world = newest[1].step, newest[1].world_size
-    if world == config.scaling.workers:
-        return Finding("checkpoint", True, f"the run continues from step {step}")
-    return Finding("checkpoint", False, f"run {run.name} was checkpointed by scaling.workers={world}, not by "
-                   f"{config.scaling.workers}", "resume on as many workers, or use another run.name")
+    damaged: list[str] = []
 
+    def pass_over(folder: Path, why: str) -> None:
+        damaged.append(f"{folder.name} is damaged ({why})")
 
+    newest = checkpoint.newest(run, pass_over)
+    finding = f"the run continues from step {newest[1].step}" if newest else "none: the run starts at step 0"
+    advice = "a launch sets it aside as checkpoints/damaged-..." if damaged else ""
+    return Finding("checkpoint", True, "; ".join([finding, *damaged]), advice)

@@ -14,12 +14,12 @@ from cluster import comm_op
 from pipelines.evaluation.held_out import HeldOut
 from pipelines.feed.batches import local_batches
 from pipelines.feed.stream import train_batches
-from pipelines.training import checkpoint
 from pipelines.training.engine import Engine, sum_over_ranks
 from pipelines.training.failure import final_errors
 from pipelines.training.initial import initial_model
 from pipelines.training.job import TrainingJob
 from pipelines.training.loop import train
+from pipelines.training.restore import restore
 from pipelines.training.run_directory import LineWriter, supersede
 
 RECALIBRATION_ATOMS = 8
@@ -39,11 +39,8 @@ def _train(job: TrainingJob, rank: int, world: int) -> None:
     device = ray.train.torch.get_device() if job.device == "cuda" else torch.device("cpu")
     engine = Engine(initial_model(job.config, job.run), job.config.train, zero_stage=job.config.scaling.zero_stage,
                     world_size=world, seed=job.config.run.seed, device=device)
-    start_step, seconds = 0, 0.0
-    found = checkpoint.newest(job.run)
-    if found:
-        engine.load(found[0])
-        start_step, seconds = found[1].step, found[1].seconds
+    found = restore(engine, job, rank)
+    start_step, seconds = (found.step, found.seconds) if found else (0, 0.0)
     if rank == 0:
         supersede(job.run, start_step)
         starts = LineWriter(job.run / "starts.jsonl")

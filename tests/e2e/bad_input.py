@@ -19,9 +19,9 @@ from pipelines.grouping.build import build_groups
 from pipelines.resume import save_config
 from pipelines.store.schema import STORE_SCHEMA
 from pipelines.store.table import ImageTextStore
-from pipelines.training import checkpoint
 from pipelines.training.lease import Lease
 from tests.pipelines.feed.small_stores import encode
+from tests.pipelines.training.small_checkpoints import make_checkpoint
 
 TINY = Path(__file__).parent / "tiny.yaml"
 
@@ -52,14 +52,12 @@ def make_stores(folder: Path) -> None:
     build_groups(GroupsConfig(size=3, method="random"), TextConfig(), good, 0, folder / "groups-of-3")
 
 
-def make_run(config: PretrainConfig, storage: Path, name: str, **checkpointed: object) -> Path:
+def make_run(config: PretrainConfig, storage: Path, name: str) -> Path:
     """A run at step 3 that was started with `config`; its checkpoint holds no weights."""
     run = storage / name
     with Lease(run) as lease:
         save_config(replace(config, run=replace(config.run, name=name, storage=str(storage))), run)
-        (checkpoint.temporary_folder(run, 3, lease.attempt) / "state").mkdir(parents=True)
-        facts = {"position": 24, "world_size": 2, "zero_stage": 2, "seed": 0, "seconds": 1.0, **checkpointed}
-        checkpoint.commit(run, step=3, attempt=lease.attempt, **facts)
+        make_checkpoint(run, lease.attempt, 3)
     return run
 
 

@@ -41,7 +41,6 @@ MISTAKES = {
     "edited": (["run.name=edited"], "model.width: 128 -> 64): use the old values, or another run.name"),
     "hidden": (["run.name=edited", "model.width=128"], "model.width: 64 -> 128): use the old values"),
     "broken": (["run.name=broken"], "config.yaml is no configuration of this version"),
-    "world": (["run.name=started", "scaling.workers=1"], "checkpointed by scaling.workers=2, not by 1"),
     "store changed": (["run.name=pinned"], "trains on the store /another/store"),
 }
 
@@ -114,6 +113,21 @@ def test_losses_that_stay_without_a_finite_value_end_the_launch_at_once(jobs: Jo
     left = sorted(path.name for path in (folder / "nonfinite").iterdir())
     assert left == [f"step-0000000{step}.json" for step in (2, 3, 4)]
     assert not list((folder / "checkpoints").glob("step-*")), "none is made while a step was not finite"
+
+
+@pytest.mark.chaos
+def test_too_many_damaged_images_end_the_launch(jobs: Jobs, tmp_path: Path) -> None:
+    """One of 94 images is damaged: 11 of the first 1,024 samples."""
+    groups = tmp_path / "groups"
+    build_groups(GroupsConfig(method="random", row_group=4), TextConfig(), ImageTextStore(jobs.store), 0, groups)
+    damage_one_image(groups)
+    done = jobs.run("run.name=too-many", "groups.method=random", f"groups.path={groups}", "train.schedule_steps=40",
+                    "train.validate_every=0", "feed.max_bad_share=0.005")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: feed: 11 of 1024 samples were bad") and done.stderr.count("\n") == 1
+    named = [line for rank in (0, 1) for line in lines(jobs.storage / "too-many" / "bad_samples" / f"rank-{rank}.jsonl")]
+    assert len(named) == 11 and len({line["sample_id"] for line in named}) == 1
+    assert {line["reason"] for line in named} == {"undecodable"}
 
 
 def test_a_mistake_that_only_a_worker_can_see_ends_the_launch_at_once(jobs: Jobs, tmp_path: Path) -> None:
