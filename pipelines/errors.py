@@ -16,6 +16,10 @@ class UserError(ValueError):
     """
 
 
+class Preempted(BaseException):
+    """The launch was asked to end (SIGTERM): exit 75, the same command goes on. Nothing may take it for a failure."""
+
+
 class FinalError(RuntimeError):
     """What comes again after every restart, so that the launch ends with it at once (exit 1)."""
 
