@@ -188,10 +188,13 @@ class CheckpointConfig:
     """Steps between checkpoints; one more is made where a launch stops."""
     keep: int = 2
     """Newest checkpoints kept."""
+    keep_best: int = 1
+    """Checkpoints kept besides: those behind the best validations, by the mean of i2t and t2i R@5."""
 
     def __post_init__(self) -> None:
         require(self.every_steps >= 1, "checkpoint.every_steps", self.every_steps, "at least 1")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+        require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more")
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from ashnets.batch import MicroBatch
 from pipelines.evaluation.held_out import HeldOut
-from pipelines.training import checkpoint
 from pipelines.training.engine import Engine
 from pipelines.training.job import TrainingJob
 from pipelines.training.nonfinite import NonFiniteSteps
 from pipelines.training.recorder import MetricsRecorder, SampleRecorder
+from pipelines.training.retention import recall
+from pipelines.training.saver import Saver
 from pipelines.training.step import run_step
 
 
@@ -22,6 +23,7 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
     metrics = MetricsRecorder(job, start_step) if rank == 0 else None
     samples = SampleRecorder(job.run, rank, job.attempt) if settings.feed.record_samples else None
     nonfinite = NonFiniteSteps(job, rank)
+    saver, score = Saver(engine, job, rank, world), None
     for step in range(start_step + 1, job.stop_step + 1):
         last = step == job.stop_step
         report = run_step(engine, batches, job, step, rank, world)
