@@ -84,9 +84,9 @@ class Engine:
         if dist.is_initialized():
             dist.barrier()
             comm_op.unlink_buffer(dist.get_rank())
+        self._engine.checkpoint_engine = HostSnapshot()
         self.model: PretrainingModel = self._engine.module
         self.statistics = StepStatistics(self.model, reduce=sum_over_ranks)
-        self._engine.checkpoint_engine = HostSnapshot()
         self._gradient_norm = 0.0
 
     def set_learning_rate(self, lr: float) -> None:
@@ -166,20 +166,18 @@ class Engine:
         Frozen weights are left out, the configuration restores them.
         """
         self._engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
-
-    def load(self, folder: Path) -> None:
         return self._engine.checkpoint_engine.take()
 
     def reads(self, world_size: int, zero_stage: int) -> bool:
         """Whether shards that so many workers wrote at this ZeRO stage fit here as they are."""
         return zero_stage == self._zero_stage and (world_size == self._world_size or zero_stage == 0)
+
+    def load(self, folder: Path) -> None:
         """Load the shards of a checkpoint whose manifest has been verified (DeepSpeed unpickles)."""
         path, _ = self._engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
         if path is None:
             raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint in it")
 
-    def export_weights(self, path: Path, step: int) -> None:
-        """Write the whole model after `step` steps as safetensors on rank 0 (all ranks take part: ZeRO-3 gathers)."""
     def trainable_names(self) -> list[str]:
         """Names of the parameters that learn, in the order of the optimizer's groups."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -207,6 +205,8 @@ class Engine:
             self._optimizer.state[parameter] = {"step": found["step"].clone()} | {
                 key: found[key].view_as(parameter).to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
 
+    def export_weights(self, path: Path, step: int) -> None:
+        """Write the whole model after `step` steps as safetensors on rank 0 (all ranks take part: ZeRO-3 gathers)."""
         gathered = deepspeed.zero.GatheredParameters(
             list(self.model.parameters()), enabled=self._zero_stage == 3)
         with gathered:

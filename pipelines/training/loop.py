@@ -25,10 +25,10 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
     nonfinite = NonFiniteSteps(job, rank)
     saver, score = Saver(engine, job, rank, world), None
     for step in range(start_step + 1, job.stop_step + 1):
+        saver.check()
         last = step == job.stop_step
         report = run_step(engine, batches, job, step, rank, world)
         if samples:
-        saver.check()
             samples.step(step, report.trained)
         if metrics:
             metrics.step(report, last)
@@ -36,10 +36,10 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
         every = settings.train.validate_every
         if every and step % every == 0 and not last:
             values = held_out.validate(engine.model, rank, world).metrics
+            score = max((s for s in (score, recall(values)) if s is not None), default=None)
             if metrics:
                 metrics.write(step, values)
         if last or (step % settings.checkpoint.every_steps == 0 and not report.nonfinite):
-            score = max((s for s in (score, recall(values)) if s is not None), default=None)
             engine.check_finite()
             saver.save(step, time.monotonic() - began, score)
             score = None
