@@ -93,6 +93,10 @@ class FeedConfig:
     """Smallest area share of a random resized crop; 1: no crop."""
     flip: bool = True
     """Mirror images at random, except where a caption says left or right."""
+    rand_augment: int = 0
+    """RandAugment: operations drawn for an image, as ALBEF's list has them (ALBEF: 2); 0: off."""
+    rand_augment_magnitude: int = 7
+    """Strength of RandAugment's operations, from 0 to 10 (ALBEF: 7)."""
     record_samples: bool = False
     """Write samples/rank-<r>.jsonl: which groups each step trained on."""
 
@@ -100,6 +104,9 @@ class FeedConfig:
         for name in ("window", "image_size", "captions"):
             require(getattr(self, name) >= 1, f"feed.{name}", getattr(self, name), "at least 1")
         require(0 < self.crop_scale <= 1, "feed.crop_scale", self.crop_scale, "above 0, at most 1")
+        require(self.rand_augment >= 0, "feed.rand_augment", self.rand_augment, "0 or more")
+        require(0 <= self.rand_augment_magnitude <= 10, "feed.rand_augment_magnitude", self.rand_augment_magnitude,
+                "from 0 to 10")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Decode and augment one image: random resized crop and mirroring, by a generator that the caller keys."""
+"""Decode and augment one image: random resized crop, mirroring, RandAugment, by a generator that the caller keys."""
 from __future__ import annotations
 
 import math
@@ -11,25 +11,29 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from ashnets.processing import centre_square, decode_image, image_shape, resize
+from pipelines.config import FeedConfig
+from pipelines.feed.rand_augment import rand_augment
 
 _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 
 
-def training_pixels(data: bytes, captions: Sequence[str], size: int, crop_scale: float, flip: bool, max_pixels: int,
-                    random: np.random.Generator) -> UInt8[ndarray, "3 size size"]:
-    """Decode, crop at random (`crop_scale` 1: centre square), resize, mirror with probability one half.
+def training_pixels(data: bytes, captions: Sequence[str], feed: FeedConfig, max_pixels: int,
+                    random: np.random.Generator) -> UInt8[ndarray, "3 S S"]:
+    """Decode, crop at random (`crop_scale` 1: centre square), resize, mirror with probability one half, RandAugment.
 
     An image with a caption that speaks of left or right is never mirrored. Raises BadSample.
     """
+    size = feed.image_size
     height, width = image_shape(data, max_pixels)
-    if crop_scale == 1:
+    if feed.crop_scale == 1:
         image = centre_square(decode_image(data, size, size, max_pixels))
     else:
-        image = _random_crop(data, height, width, size, crop_scale, max_pixels, random)
+        image = _random_crop(data, height, width, size, feed.crop_scale, max_pixels, random)
     image = resize(image, size)
     mirror = random.random() < 0.5
-    if flip and mirror and not any(_SIDES.search(caption) for caption in captions):
+    if feed.flip and mirror and not any(_SIDES.search(caption) for caption in captions):
         image = cv2.flip(image, 1)
+    image = rand_augment(image, feed.rand_augment, feed.rand_augment_magnitude, random)
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 

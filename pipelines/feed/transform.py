@@ -76,8 +76,8 @@ def _sample(row: dict[str, Any], member: int, plan: FeedPlan) -> Sample:
     if not captions:
         raise BadSample("no caption", sample_id)
     feed, key = plan.feed, (plan.seed, row["epoch"], sample_id)
-    pixels = training_pixels(row["images"][member], captions, feed.image_size, feed.crop_scale, feed.flip,
-                             plan.max_pixels, generator("augmentation", *key))
+    pixels = training_pixels(row["images"][member], captions, feed, plan.max_pixels,
+                             generator("augmentation", *key))
     draw = generator("captions", *key).choice(len(captions), feed.captions, replace=len(captions) < feed.captions)
     return Sample(sample_id, pixels, tuple(captions[i] for i in draw), row["image_classes"][member],
                   float(row["real"][member] and plan.counts(row["position"])))

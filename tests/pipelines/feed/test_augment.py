@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ashnets.processing import resize
+from pipelines.config import FeedConfig
 from pipelines.feed.augment import crop_box, training_pixels
 
 from .small_stores import encode
@@ -37,7 +38,8 @@ def halves(mirrored: bool = False) -> np.ndarray:
 
 def pictures(captions: list[str], flip: bool = True, scale: float = 1.0) -> list[np.ndarray]:
     data = encode(halves(), "png")
-    return [training_pixels(data, captions, 32, scale, flip, MAX, np.random.default_rng(i)) for i in range(60)]
+    feed = FeedConfig(image_size=32, crop_scale=scale, flip=flip)
+    return [training_pixels(data, captions, feed, MAX, np.random.default_rng(i)) for i in range(60)]
 
 
 def test_half_of_the_images_are_mirrored() -> None:
@@ -58,9 +60,10 @@ def test_scaled_decoding_keeps_what_the_crop_shows() -> None:
     blocks = np.random.default_rng(0).integers(0, 2, (150, 200, 1), dtype=np.uint8) * 255
     data = encode(blocks.repeat(4, 0).repeat(4, 1).repeat(3, 2))
     full = simplejpeg.decode_jpeg(data)
+    feed = FeedConfig(image_size=64, crop_scale=0.1, flip=False)
     for seed in range(10):
         top, left, h, w = crop_box(600, 800, 0.1, np.random.default_rng(seed))
-        pixels = training_pixels(data, [], 64, 0.1, False, MAX, np.random.default_rng(seed))
+        pixels = training_pixels(data, [], feed, MAX, np.random.default_rng(seed))
         expected = resize(full[top:top + h, left:left + w], 64)
         assert pixels.std() > 0.8 * expected.std()
 
@@ -70,10 +73,11 @@ def test_a_crop_of_a_large_jpeg_is_the_crop_of_its_full_decoding() -> None:
     image = np.stack([x * 255 // 799, y * 255 // 599, (x + y) * 255 // 1398], -1).astype(np.uint8)
     data = encode(image)
     full = simplejpeg.decode_jpeg(data)
+    feed = FeedConfig(image_size=64, crop_scale=0.3, flip=False)
     for seed in range(20):
         random = np.random.default_rng(seed)
         top, left, h, w = crop_box(600, 800, 0.3, np.random.default_rng(seed))
-        pixels = training_pixels(data, [], 64, 0.3, False, MAX, random)
+        pixels = training_pixels(data, [], feed, MAX, random)
         expected = resize(full[top:top + h, left:left + w], 64).transpose(2, 0, 1)
         assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
         assert np.abs(pixels.astype(int) - expected).max() <= 4
