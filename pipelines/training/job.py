@@ -26,8 +26,8 @@ class TrainingJob:
 
     def position(self, step: int) -> int:
         """Position in the global stream (in groups) after `step` optimizer steps."""
-        train = self.config.train
-        return step * train.atoms_per_step * train.groups_per_atom
+        position = step * self.plan.step_groups
+        return position if self.plan.end is None else min(position, self.plan.end)
 
     def epoch(self, step: int) -> float:
         """Epochs seen after `step` optimizer steps."""
