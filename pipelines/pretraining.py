@@ -113,7 +113,8 @@ def make_job(config: PretrainConfig, run: Path, attempt: int, store: Path, versi
     """What the workers train: the steps of an epoch follow from the groups where the configuration counts epochs."""
     from pipelines.feed.plan import feed_plan
     train = config.train
-    plan = feed_plan(config, str(groups_path))
+    end = None if train.schedule_steps else train.epochs * groups
+    plan = feed_plan(config, str(groups_path), end)
     schedule = train.schedule_steps or math.ceil(train.epochs * groups / plan.step_groups)
     return TrainingJob(config=config, run=run, attempt=attempt, plan=plan, store=store, store_version=version,
                        groups=groups, schedule_steps=schedule, stop_step=stop_step(config, schedule), device=device)

@@ -74,6 +74,8 @@ class Engine:
     def __init__(self, model: PretrainingModel, train: TrainConfig, *, zero_stage: int, world_size: int,
                  seed: int, device: torch.device) -> None:
         self.rounds = -(-train.atoms_per_step // world_size)
+        self.atoms = train.atoms_per_step
+        """Real micro-batches of the coming step; fewer only in the very last one of training."""
         self._train, self._zero_stage, self._world_size, self._seed = train, zero_stage, world_size, seed
         self.device = device
         model.to(device)
@@ -105,7 +107,7 @@ class Engine:
         output: PretrainingOutput = self._engine(batch.to(self.device), progress, generator)
         self.statistics.add_micro_batch(real)
         slots = self._world_size * self.rounds
-        factor = torch.where(output.loss.detach().isfinite(), slots / self._train.atoms_per_step, math.nan)
+        factor = torch.where(output.loss.detach().isfinite(), slots / self.atoms, math.nan)
         self._engine.backward(output.loss * factor)
         return output
 
@@ -154,7 +156,7 @@ class Engine:
                     parts = [value]
                 for rank, part in enumerate(parts):
                     slots[turn * self._world_size + rank][name] = part
-        self.model.after_step(slots[:self._train.atoms_per_step])
+        self.model.after_step(slots[:self.atoms])
 
     def gradient_norm(self) -> float:
         """Global gradient norm of the last step, before clipping."""
