@@ -7,6 +7,7 @@ from functools import lru_cache
 from ashnets.processing import Tokenizer
 from pipelines.config import FeedConfig, PretrainConfig
 from pipelines.feed.order import Order, rounds
+from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
 
@@ -46,6 +47,9 @@ class FeedPlan:
         """Groups of one optimizer step."""
         return self.groups_per_atom * self.atoms_per_step
 
+    stages: Stages | None = None
+    """Where later stages of the groups lie; None: the same groups throughout."""
+
     def real_atoms(self, step: int) -> int:
         """Micro-batches of step `step` (the first is 0) that hold a position before the end."""
         if self.end is None:
@@ -70,8 +74,21 @@ class FeedPlan:
         return self.step_groups + self.padding_groups(world)
 
     def store(self) -> GroupedStore:
-        """The grouped store, opened once a process."""
+        """The grouped store that training starts with, opened once a process."""
         return _open_store(self.groups_path)
+
+    def store_of(self, epoch: int) -> GroupedStore:
+        """The grouped store of an epoch's stage; waits where it is still being built.
+
+        Raises ValueError where a stage's groups are not as many, in as large row groups, as those of the first.
+        """
+        stage = self.stages.number(epoch) if self.stages else 0
+        if self.stages is None or stage == 0:
+            return self.store()
+        later = _open_store(str(self.stages.wait(stage)))
+        if [rows for _, _, rows in later.row_groups] != [rows for _, _, rows in self.store().row_groups]:
+            raise ValueError(f"{later.path} has other row groups than {self.groups_path}: remove it, it is built again")
+        return later
 
     def order(self) -> Order:
         """The global order of its groups."""
@@ -82,17 +99,18 @@ class FeedPlan:
         return _load_tokenizer(self.tokenizer, self.max_tokens)
 
 
-def feed_plan(config: PretrainConfig, groups_path: str, end: int | None = None) -> FeedPlan:
+def feed_plan(config: PretrainConfig, groups_path: str, end: int | None = None,
+              stages: Stages | None = None) -> FeedPlan:
     """The plan of a pre-training configuration over the grouped store at `groups_path`."""
     text = config.model.text
     return FeedPlan(groups_path=str(groups_path), seed=config.run.seed, feed=config.feed,
                     tokenizer=text.tokenizer or ("" if text.init == "none" else text.init),
                     max_tokens=text.max_tokens, mask_rate=config.tasks.mlm.mask_rate,
                     whole_word=config.tasks.mlm.whole_word, groups_per_atom=config.train.groups_per_atom,
-                    atoms_per_step=config.train.atoms_per_step, max_pixels=config.data.max_pixels, end=end)
+                    atoms_per_step=config.train.atoms_per_step, max_pixels=config.data.max_pixels, end=end, stages=stages)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _open_store(path: str) -> GroupedStore:
     return GroupedStore.open(path)
 

@@ -18,7 +18,7 @@ from ray.data.datasource import ReadTask
 
 from pipelines.feed.order import WindowSlice, with_padding
 from pipelines.feed.plan import FeedPlan
-from pipelines.grouping.materialise import GROUP_SCHEMA
+from pipelines.grouping.materialise import GROUP_SCHEMA, GroupedStore
 from pipelines.store.schema import read_row_groups
 
 COLUMNS = ("group_id", "sample_ids", "images", "captions", "image_classes", "real")
@@ -38,7 +38,7 @@ def read_window(plan: FeedPlan, part: WindowSlice, world: int) -> pa.Table:
     if plan.end is not None:
         last = -(-plan.end // plan.groups_per_atom) * plan.groups_per_atom
         positions[positions >= last] = -1
-    table, rows = _read_groups(plan, plan.order().slice_rows(part)[positions >= 0])
+    table, rows = _read_groups(plan.store_of(part.epoch), plan.order().slice_rows(part)[positions >= 0])
     padded = with_padding(part.start, part.stop, plan.step_groups, plan.padding_groups(world))
     padded[padded >= 0] = positions
     indices = np.full(len(padded), table.num_rows, dtype=np.int64)
@@ -55,9 +55,9 @@ def padding(rows: int) -> pa.Table:
     return pa.table(columns | {name: row[name] for name in COLUMNS})
 
 
-def _read_groups(plan: FeedPlan, wanted: Int64[ndarray, "R 2"]) -> tuple[pa.Table, Int64[ndarray, " R"]]:
+def _read_groups(store: GroupedStore, wanted: Int64[ndarray, "R 2"]) -> tuple[pa.Table, Int64[ndarray, " R"]]:
     """A table that holds the wanted (row group, row) pairs, and the row number of each in it."""
-    places = plan.store().row_groups
+    places = store.row_groups
     needed = sorted({int(row_group) for row_group in wanted[:, 0]}, key=lambda i: (places[i][0], places[i][1]))
     by_file: dict[str, list[int]] = {}
     first_row, total = {}, 0
@@ -69,7 +69,7 @@ def _read_groups(plan: FeedPlan, wanted: Int64[ndarray, "R 2"]) -> tuple[pa.Tabl
     table = pa.concat_tables([_padding_row().slice(0, 0), *(
         read_row_groups(file, indices, list(COLUMNS)) for file, indices in by_file.items())])
     if table.num_rows != total:
-        raise ValueError(f"{plan.groups_path}: {total} groups expected, {table.num_rows} read: its files do not "
+        raise ValueError(f"{store.path}: {total} groups expected, {table.num_rows} read: its files do not "
                          "belong to its groups.json; build the groups again")
     return table, np.array([first_row[int(row_group)] + row for row_group, row in wanted], dtype=np.int64)
 

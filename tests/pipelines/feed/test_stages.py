@@ -1,0 +1,62 @@
+"""Stages take over at fixed positions; the feed waits for a late one, and a failed one is a loud error."""
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import FinalError
+from pipelines.feed.batches import local_batches
+from pipelines.feed.plan import FeedPlan
+from pipelines.feed.stages import Stages
+
+from .conftest import MakePlan
+from .small_stores import SmallStore, write_groups
+
+
+@pytest.fixture
+def staged(make_plan: MakePlan, tmp_path: Path) -> FeedPlan:
+    """37 groups an epoch, a new stage every 2 epochs, taken 10 groups earlier; 6 groups a step."""
+    return replace(make_plan(), stages=Stages(str(tmp_path / "stages"), every=2, lead=10))
+
+
+def test_positions_of_stages_and_their_models() -> None:
+    stages = Stages("/run/stages", every=2, lead=10)
+    assert [stages.number(epoch) for epoch in range(5)] == [0, 0, 1, 1, 2]
+    assert stages.begins(2, 37) == 148
+    assert stages.model_step(1, 37, 6) == 10  # position 60 of 74 - 10 = 64
+    assert Stages("", 1, 400).model_step(1, 37, 6) == 1
+
+
+def test_a_stage_takes_over_inside_a_step_and_the_feed_waits_for_it(staged: FeedPlan, small_store: SmallStore,
+                                                                    tmp_path: Path) -> None:
+    """The second stage's groups carry other ids: position 73 is the last of the first stage, in the middle of a step."""
+    assert staged.stages
+    rows = [row | {"group_id": row["group_id"] + 5000} for row in reversed(small_store.rows)]
+    building = write_groups(tmp_path / "building", rows)
+    staged.stages.path(1).mkdir(parents=True)
+    late = threading.Timer(1.0, building.rename, (staged.stages.groups(1),))
+    late.start()
+    batches = list(local_batches(staged, 0, 20))
+    late.join()
+    ids = [i for batch in batches for i in batch.group_ids]
+    assert sorted(ids[:37]) == sorted(ids[37:74]) == list(range(1000, 1037))
+    assert sorted(ids[74:111]) == list(range(6000, 6037)) and min(ids[111:]) >= 6000
+    assert [batch.epoch for batch in batches if batch.position in (72, 74)] == [1, 2]
+
+
+def test_a_stage_that_failed_ends_the_run(staged: FeedPlan) -> None:
+    assert staged.stages
+    staged.stages.path(1).mkdir(parents=True)
+    staged.stages.failure(1).write_text("the disk is full\n")
+    with pytest.raises(FinalError, match="stage 1 of the groups could not be built: the disk is full"):
+        list(local_batches(staged, 12, 13))
+
+
+def test_a_stage_of_another_size_is_refused(staged: FeedPlan, small_store: SmallStore) -> None:
+    assert staged.stages
+    write_groups(staged.stages.groups(1), small_store.rows[:30])
+    with pytest.raises(ValueError, match="other row groups"):
+        list(local_batches(staged, 12, 13))
