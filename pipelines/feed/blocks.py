@@ -12,7 +12,7 @@ from pipelines.feed.plan import FeedPlan
 
 def atoms(blocks: Iterable[pa.Table], plan: FeedPlan, start_step: int, stop_step: int, rank: int,
           world: int) -> Iterator[pa.Table]:
-    """What `rank` of `world` runs at steps [start_step, stop_step), a micro-batch a table, out of its transformed blocks.
+    """What `rank` of `world` runs at steps [start_step, stop_step), a micro-batch a table, out of transformed blocks.
 
     Raises FinalError where a block is not what stands there in the global order: a reordered stream must never train.
     """

@@ -10,7 +10,6 @@ from pipelines.feed.order import Order, rounds
 from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
-
 BLOCK_GROUPS = 32
 """Groups of a block at least: Ray Data costs some milliseconds a block, so smaller ones are slow."""
 
@@ -107,7 +106,8 @@ def feed_plan(config: PretrainConfig, groups_path: str, end: int | None = None,
                     tokenizer=text.tokenizer or ("" if text.init == "none" else text.init),
                     max_tokens=text.max_tokens, mask_rate=config.tasks.mlm.mask_rate,
                     whole_word=config.tasks.mlm.whole_word, groups_per_atom=config.train.groups_per_atom,
-                    atoms_per_step=config.train.atoms_per_step, max_pixels=config.data.max_pixels, end=end, stages=stages)
+                    atoms_per_step=config.train.atoms_per_step, max_pixels=config.data.max_pixels, end=end,
+                    stages=stages)
 
 
 @lru_cache(maxsize=4)

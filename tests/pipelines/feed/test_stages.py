@@ -32,7 +32,7 @@ def test_positions_of_stages_and_their_models() -> None:
 
 def test_a_stage_takes_over_inside_a_step_and_the_feed_waits_for_it(staged: FeedPlan, small_store: SmallStore,
                                                                     tmp_path: Path) -> None:
-    """The second stage's groups carry other ids: position 73 is the last of the first stage, in the middle of a step."""
+    """The second stage's groups carry other ids: position 73 is the first stage's last, in the middle of a step."""
     assert staged.stages
     rows = [row | {"group_id": row["group_id"] + 5000} for row in reversed(small_store.rows)]
     building = write_groups(tmp_path / "building", rows)
