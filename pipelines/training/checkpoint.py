@@ -208,6 +208,6 @@ def resume_point(run: Path, attempt: int) -> tuple[Path, Manifest] | None:
     Sets damaged ones aside and removes what a crash left half written. Raises Fenced where the lease is lost.
     """
     check_attempt(run, attempt)
-    for left in (run / "checkpoints").glob(".tmp-*"):
-        shutil.rmtree(left)
+    for left in (run / "checkpoints").glob(".*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     return newest(run, set_aside)

@@ -30,6 +30,15 @@ OTHER_RANKS_S = 900.0
 """How long rank 0 waits for the other ranks' shards."""
 
 
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full disk or quota is at the bottom of `error`: torch.save raises an error of its own over it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class HasShards(Protocol):
     """What the saver needs of an engine."""
 
@@ -102,9 +111,8 @@ class Saver:
                 settings = self._job.config.checkpoint
                 retain(self._job.run, settings.keep, settings.keep_best)
         except BaseException as error:  # raised again by the training thread
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             self._error = no_space(self._job.run, manifest.step, tensor_bytes(list(shards.values())),
-                                   free_bytes(self._job.run)) if full else error
+                                   free_bytes(self._job.run)) if disk_is_full(error) else error
             for path in shards:
                 path.unlink(missing_ok=True)
             if self._rank == 0:

@@ -1,7 +1,7 @@
 """Trains one run on a changing number of workers and ZeRO stages, in real processes, for test_reshape.py.
 
-`python -m tests.pipelines.training.reshape_ranks FOLDER [CHAIN ...]`: each link of a chain restores what the link before
-it has checkpointed, trains a step, checkpoints and trains one more. Rank 0 writes FOLDER/<chain>-<link>.pt.
+`python -m tests.pipelines.training.reshape_ranks FOLDER [CHAIN ...]`: each link of a chain restores what the one before
+has checkpointed, trains a step, checkpoints and trains one more. Rank 0 writes FOLDER/<chain>-<link>.pt.
 """
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIRST = 3
 
 
 def link(chain: str, number: int, rank: int, folder: Path) -> None:
-    """One rank of one link: `loaded` after restoring, `saved` a step later at its checkpoint, `next` a step behind that.
+    """One rank of one link: `loaded` after restoring, `saved` a step later at its checkpoint, `next` a step on.
 
     Each holds weights, moments and buffers; the last two what their step measured too.
     """

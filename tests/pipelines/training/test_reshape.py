@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipelines.training import checkpoint
 from tests.pipelines.training.reshape_ranks import CHAINS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -59,8 +61,8 @@ def test_everything_is_carried_to_the_last_bit(folder, link):
 
 @pytest.mark.parametrize("link", LINKS, ids=map(name, LINKS))
 def test_the_next_step_is_that_of_the_uninterrupted_run(folder, link):
-    """Losses and gradient norm; the step that the weights make (below 1e-5, in fp32), for which AdamW's count and moments
-    must be right; and every group's learning rate and decay."""
+    """Losses and gradient norm; the step that the weights make (below 1e-5, in fp32), for which AdamW's count and
+    moments must be right; and every group's learning rate and decay."""
     chain, number = link
     before, resumed = results(folder, chain, number - 1), results(folder, chain, number)["saved"]
     losses = [key for key in resumed if key.split("/")[0] in ("loss", "grad_norm")]
@@ -78,6 +80,24 @@ def test_the_next_step_is_that_of_the_uninterrupted_run(folder, link):
                       for side in (resumed, before["next"]))
     assert float(expected.norm()) > 0
     assert float((made - expected).norm() / expected.norm()) < 3e-2
+
+
+def bit_flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt"])
+@pytest.mark.parametrize("damage", [bit_flip, Path.unlink, lambda path: torch.save({"module": {}}, path)],
+                         ids=["a bit", "missing", "another"])
+def test_damaged_shards_are_named_and_the_checkpoint_before_is_used(folder, tmp_path, name, damage):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "workers", run)
+    damage(run / "checkpoints" / "step-00000006" / "state" / name)
+    told: list[str] = []
+    assert checkpoint.newest(run, lambda folder, why: told.append(f"{folder.name}: {why}"))[1].step == 5
+    assert len(told) == 1 and told[0].startswith("step-00000006: ") and name in told[0]
 
 
 def test_nothing_is_left_beside_the_checkpoints(folder):
