@@ -2,8 +2,8 @@
 
 A Parquet file may come from a stranger. Two things are dangerous in it: an extension type whose values are pickles
 (reading a value runs code), and a small file that decodes to gigabytes. So extension types are refused before a value
-is touched, reads go in bounded batches, and nothing in the footer is trusted. A test shows that nobody else calls
-pyarrow's Parquet readers.
+is touched, reads go in batches that are bounded in rows and bytes (bounds.py), and nothing in the footer is trusted. A
+test shows that nobody else calls pyarrow's Parquet readers.
 """
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.files import sync
+from pipelines.store.bounds import Unbounded, bounded_rows, expand, repeated_lists
 
 STORE_SCHEMA = pa.schema([
     ("sample_id", pa.string()),
@@ -57,13 +58,26 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
 
 def iter_batches(path: str | Path, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None,
                  rows: int = 64) -> Iterator[pa.RecordBatch]:
-    """The file's rows in order, in batches of at most `rows`; errors as for `open_parquet`."""
-    with open_parquet(path) as file:
+    """The file's rows in order, in batches of at most `rows`, fewer where their texts could decode to much more than
+    the file holds; errors as for `open_parquet`, and ValueError where a single row decodes to more than
+    `bounds.MAX_BATCH_BYTES`.
+    """
+    with open_parquet(path) as file, open(path, "rb") as raw:
         _check_names(file.schema_arrow, columns, path)
-        groups = None if row_groups is None else list(row_groups)
-        batches = file.iter_batches(rows, row_groups=groups, columns=None if columns is None else list(columns))
+        wanted = file.schema_arrow.names if columns is None else list(columns)
+        groups = range(file.metadata.num_row_groups) if row_groups is None else list(row_groups)
         try:
-            yield from batches
+            size = bounded_rows(file, raw, wanted, groups, rows)
+            lists = repeated_lists(file, raw, wanted, groups)
+            if lists:
+                with pq.ParquetFile(path, metadata=file.metadata, read_dictionary=lists,
+                                    arrow_extensions_enabled=False, page_checksum_verification=True) as careful:
+                    for batch in careful.iter_batches(size, row_groups=groups, columns=wanted):
+                        yield from expand(batch, file.schema_arrow)
+            else:
+                yield from file.iter_batches(size, row_groups=groups, columns=wanted)
+        except Unbounded as error:
+            raise ValueError(f"{path}: {error}: refused, since a small file must not decode to gigabytes") from error
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is damaged ({_first_line(error)}): "
                              "restore it, or remove it and make it again") from error
