@@ -18,6 +18,7 @@ from pipelines.training import checkpoint, preflight
 from pipelines.training.job import TrainingJob
 from pipelines.training.lease import Lease, check_free
 from pipelines.training.needs import ModelSize
+from pipelines.training.preemption import Preemption
 
 
 def pretrain(config: PretrainConfig, root: Path) -> None:
@@ -40,7 +41,7 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
     demand(model, preflight.writable(run))
     from pipelines.training.initial import check_initial, pin_initial
     check_initial(config, run, root)
-    with Lease(run, takeover=config.run.takeover) as lease:
+    with Lease(run, takeover=config.run.takeover) as lease, Preemption(lease) as preemption:
         with damages_shown(run):
             checkpoint.resume_point(run, lease.attempt)
         save_config(replace(config, run=replace(config.run, takeover=False)), run)
@@ -48,7 +49,8 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
         if ImageTextStore(store).exists():
             demand(preflight.data(config, run, store))
         connect()
-        _launch(config, run, store, size, lease.attempt)
+        preemption.listen()
+        _launch(config, run, store, size, lease.attempt, preemption)
 
 
 def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
@@ -67,7 +69,8 @@ def damages_shown(run: Path) -> Iterator[None]:
             print(f"warning: {warning}", flush=True)
 
 
-def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize, attempt: int) -> None:
+def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize, attempt: int,
+            preemption: Preemption) -> None:
     from pipelines.evaluation.final import evaluate_export
     from pipelines.export import complete
     from pipelines.grouping.build import build_groups
@@ -96,7 +99,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
     print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {config.scaling.workers} workers on {device}, "
           f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)
-    with damages_shown(run), TrainingProgress(run, job.stop_step):
+    with preemption.training(run), damages_shown(run), TrainingProgress(run, job.stop_step):
         fit(job)
     print("evaluation: held-out data, from rest", flush=True)
     final = evaluate_export(job)

@@ -1,6 +1,7 @@
 """Ray Train around the worker loop: devices, the feed, restarts after a crash, and the driver's view of it."""
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipelines.feed.stream import FeedDataConfig
 from pipelines.training import checkpoint
 from pipelines.training.failure import EndAtOnce
 from pipelines.training.job import TrainingJob
+from pipelines.training.watchdog import remove_empty
 
 RESTARTS = 3
 """Worker-group restarts in one launch before it gives up (the same command continues later)."""
@@ -41,6 +43,7 @@ def fit(job: TrainingJob) -> None:
     if not on_gpu:
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     run = job.run
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(2 * config.scaling.stall_timeout_s))
     for left_by_a_killed_driver in run.glob("ray-train-*"):
         shutil.rmtree(left_by_a_killed_driver, ignore_errors=True)
     ray_directory = tempfile.mkdtemp(prefix="ray-train-", dir=run)
@@ -65,3 +68,4 @@ def fit(job: TrainingJob) -> None:
         raise
     finally:
         shutil.rmtree(ray_directory, ignore_errors=True)
+        remove_empty(run)

@@ -21,6 +21,7 @@ from pipelines.training.job import TrainingJob
 from pipelines.training.loop import train
 from pipelines.training.restore import restore
 from pipelines.training.run_directory import LineWriter, supersede
+from pipelines.training.watchdog import Watchdog
 
 RECALIBRATION_ATOMS = 8
 
@@ -28,11 +29,12 @@ RECALIBRATION_ATOMS = 8
 def train_worker(settings: dict[str, TrainingJob]) -> None:
     """Train `settings["job"]` on this rank."""
     rank, world = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    with final_errors(rank):
-        _train(settings["job"], rank, world)
+    job = settings["job"]
+    with final_errors(rank), Watchdog(job.run, job.attempt, rank, job.config.scaling.stall_timeout_s) as watchdog:
+        _train(job, rank, world, watchdog)
 
 
-def _train(job: TrainingJob, rank: int, world: int) -> None:
+def _train(job: TrainingJob, rank: int, world: int, watchdog: Watchdog) -> None:
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     if job.device == "cpu":
         comm_op.load()
@@ -50,12 +52,10 @@ def _train(job: TrainingJob, rank: int, world: int) -> None:
     held_out = HeldOut(job.config, job.store, job.store_version, device)
     engine.model.train()
     batches = train_batches(job.plan, start_step, job.stop_step, rank, world)
-    train(engine, batches, job, held_out, start_step, seconds, rank, world)
-    if batches.bad:
-        counts = LineWriter(job.run / "bad_samples" / f"rank-{rank}.jsonl")
-        counts.write({"attempt": job.attempt, "bad": dict(batches.bad)})
-        counts.close()
-    export(engine, job, max(start_step, job.stop_step), rank, world)
+    reached = train(engine, batches, job, held_out, start_step, seconds, rank, world, watchdog)
+    if reached >= job.stop_step:
+        with watchdog.slow():
+            export(engine, job, reached, rank, world)
 
 
 def export(engine: Engine, job: TrainingJob, step: int, rank: int, world: int) -> None:
