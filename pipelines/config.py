@@ -99,11 +99,14 @@ class FeedConfig:
     """Strength of RandAugment's operations, from 0 to 10 (ALBEF: 7)."""
     record_samples: bool = False
     """Write samples/rank-<r>.jsonl: which groups each step trained on."""
+    max_bad_share: float = 0.01
+    """A launch that finds a larger share of samples bad at feed time stops (judged from 1,000 samples on)."""
 
     def __post_init__(self) -> None:
         for name in ("window", "image_size", "captions"):
             require(getattr(self, name) >= 1, f"feed.{name}", getattr(self, name), "at least 1")
         require(0 < self.crop_scale <= 1, "feed.crop_scale", self.crop_scale, "above 0, at most 1")
+        require(0 <= self.max_bad_share <= 1, "feed.max_bad_share", self.max_bad_share, "from 0 to 1")
         require(self.rand_augment >= 0, "feed.rand_augment", self.rand_augment, "0 or more")
         require(0 <= self.rand_augment_magnitude <= 10, "feed.rand_augment_magnitude", self.rand_augment_magnitude,
                 "from 0 to 10")
@@ -180,11 +183,14 @@ class ScalingConfig:
     """CPUs that a worker reserves; what remains is for Ray Data."""
     zero_stage: int = 2
     """DeepSpeed ZeRO stage 0-3: cluster/deepspeed/zero<stage>.json."""
+    stall_timeout_s: float = 60.0
+    """Seconds without a step after which a worker counts as hung (ten times that for start-up and validation)."""
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, "scaling.workers", self.workers, "at least 1")
         require(self.cpus_per_worker > 0, "scaling.cpus_per_worker", self.cpus_per_worker, "more than 0")
         require(self.zero_stage in (0, 1, 2, 3), "scaling.zero_stage", self.zero_stage, "0, 1, 2 or 3")
+        require(self.stall_timeout_s > 0, "scaling.stall_timeout_s", self.stall_timeout_s, "more than 0")
 
 
 @dataclass(frozen=True)
