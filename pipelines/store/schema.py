@@ -70,10 +70,8 @@ def iter_batches(path: str | Path, columns: Sequence[str] | None = None, row_gro
             size = bounded_rows(file, raw, wanted, groups, rows)
             lists = repeated_lists(file, raw, wanted, groups)
             if lists:
-                with pq.ParquetFile(path, metadata=file.metadata, read_dictionary=lists,
-                                    arrow_extensions_enabled=False, page_checksum_verification=True) as careful:
-                    for batch in careful.iter_batches(size, row_groups=groups, columns=wanted):
-                        yield from expand(batch, file.schema_arrow)
+                for group in groups:
+                    yield from _careful_batches(path, file, lists, group, wanted, size)
             else:
                 yield from file.iter_batches(size, row_groups=groups, columns=wanted)
         except Unbounded as error:
@@ -81,6 +79,26 @@ def iter_batches(path: str | Path, columns: Sequence[str] | None = None, row_gro
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} is damaged ({_first_line(error)}): "
                              "restore it, or remove it and make it again") from error
+
+
+def _careful_batches(path: str | Path, file: pq.ParquetFile, lists: list[str], group: int, wanted: list[str], size: int
+                     ) -> Iterator[pa.RecordBatch]:
+    """One row group, the leaves `lists` read as indices before they are expanded."""
+    done = 0
+    with pq.ParquetFile(path, metadata=file.metadata, read_dictionary=lists, arrow_extensions_enabled=False,
+                        page_checksum_verification=True) as careful:
+        try:
+            for batch in careful.iter_batches(size, row_groups=[group], columns=wanted):
+                yield from expand(batch, file.schema_arrow)
+                done += batch.num_rows
+            return
+        except pa.ArrowNotImplementedError:
+            pass  # here a list's chunk turns from a full dictionary to plain pages, which pyarrow reads as texts only
+    seen = 0
+    for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
+        if seen >= done:
+            yield batch
+        seen += batch.num_rows
 
 
 def read_row_groups(path: str | Path, row_groups: Sequence[int], columns: Sequence[str] | None = None,

@@ -168,8 +168,9 @@ def test_a_small_file_that_decodes_to_gigabytes_stays_within_bounded_memory(nest
                                                                             end: str, tmp_path: Path) -> None:
     bomb(tmp_path / "bomb.parquet", nested)
     write_parquet(pa.table({"captions": ["a"]}), tmp_path / "fine.parquet")
-    answer = subprocess.run([sys.executable, "-c", GROWTH, "bomb.parquet", "fine.parquet", how], cwd=tmp_path,
-                            env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=True)
+    program = [sys.executable, "-c", GROWTH, "bomb.parquet", "fine.parquet", how]
+    answer = subprocess.run(program, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True,
+                            capture_output=True, check=True)
     grown, _, rest = answer.stdout.partition(" ")
     assert rest.startswith(end)
     assert int(grown) < limit + 64_000_000
@@ -182,6 +183,15 @@ def test_a_page_of_one_huge_value_is_refused_before_it_is_decoded(tmp_path: Path
     assert file.stat().st_size < 10_000
     with pytest.raises(ValueError, match=r"a\.parquet: a dictionary page of 33,554,437 bytes: refused"):
         list(iter_batches(file))
+
+
+def test_a_list_column_whose_dictionary_is_full_comes_as_it_was_written(tmp_path: Path) -> None:
+    table = pa.table({"captions": [[f"caption {i} {k} " + "x" * 100 for k in range(5)] for i in range(5000)]})
+    file = tmp_path / "a.parquet"
+    pq.write_table(table, file, dictionary_pagesize_limit=100_000)
+    with pytest.raises(pa.ArrowNotImplementedError):
+        list(pq.ParquetFile(file, read_dictionary=["captions.list.element"]).iter_batches(64))
+    assert pa.Table.from_batches(iter_batches(file)) == table
 
 
 def words() -> st.SearchStrategy[str]:
