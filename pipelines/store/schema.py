@@ -83,22 +83,14 @@ def iter_batches(path: str | Path, columns: Sequence[str] | None = None, row_gro
 
 def _careful_batches(path: str | Path, file: pq.ParquetFile, lists: list[str], group: int, wanted: list[str], size: int
                      ) -> Iterator[pa.RecordBatch]:
-    """One row group, the leaves `lists` read as indices before they are expanded."""
-    done = 0
+    """One row group, the leaves `lists` read as indices before they are expanded.
+
+    A batch over two row groups would hold two dictionaries, which pyarrow cannot put together below lists.
+    """
     with pq.ParquetFile(path, metadata=file.metadata, read_dictionary=lists, arrow_extensions_enabled=False,
                         page_checksum_verification=True) as careful:
-        try:
-            for batch in careful.iter_batches(size, row_groups=[group], columns=wanted):
-                yield from expand(batch, file.schema_arrow)
-                done += batch.num_rows
-            return
-        except pa.ArrowNotImplementedError:
-            pass  # here a list's chunk turns from a full dictionary to plain pages, which pyarrow reads as texts only
-    seen = 0
-    for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
-        if seen >= done:
-            yield batch
-        seen += batch.num_rows
+        for batch in careful.iter_batches(size, row_groups=[group], columns=wanted):
+            yield from expand(batch, file.schema_arrow)
 
 
 def read_row_groups(path: str | Path, row_groups: Sequence[int], columns: Sequence[str] | None = None,
