@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,8 +26,9 @@ MEANING = {
     "retrieval/t2i_r5": "held-out samples: the right picture among the best 5 of all",
     "retrieval_unseen/i2t_r5": "things never seen in training: right name in the best 5",
     "retrieval_unseen/t2i_r5": "things never seen in training: right picture in the best 5",
-    "retrieval_reranked/i2t_r1": "first place after re-ranking by the fusion, one caption an image",
-    "retrieval_reranked/t2i_r1": "first place after re-ranking by the fusion, one caption an image",
+    "zero_shot/top1": "things never seen in training: right category by its name",
+    "retrieval_reranked/i2t_r1": "right caption first after re-ranking by the fusion, one an image",
+    "retrieval_reranked/t2i_r1": "right picture first after re-ranking by the fusion, one caption an image",
     "stua/a2t_r5": "captions found by the spiking feature alone",
     "itm/accuracy_random": "matched or not, against random captions",
     "itm/accuracy_hard": "matched or not, against the most similar wrong caption",
@@ -143,9 +145,15 @@ def print_summary(run: Path, summary: dict[str, Any]) -> None:
     console.print(f"everything lies in {run}", soft_wrap=True)
     if (run / REPORT).exists():
         console.print(f"curves and pictures: {run / REPORT} (for any browser)", soft_wrap=True)
-    console.print(f"live curves: tensorboard --logdir {run / 'tensorboard'}", soft_wrap=True)
+    console.print(f"live curves: {program('tensorboard')} --logdir {run / 'tensorboard'}", soft_wrap=True)
     if summary["status"] == "stopped":
         console.print("to go on: the same command without train.max_steps (or with a larger one)")
     else:
-        console.print("to try next: python jobs/pretrain.py run.name=ann model.summary_ratio.mode=fixed "
+        console.print(f"to try next: {program('python')} jobs/pretrain.py run.name=ann model.summary_ratio.mode=fixed "
                       "model.summary_ratio.value=0   (the same without the spiking encoder)", soft_wrap=True)
+
+
+def program(name: str) -> str:
+    """A program of this environment as it can be typed in the current folder."""
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -58,7 +58,7 @@ def values(lines: list[dict[str, Any]] = LINES, caption: str = "a cat", **change
 
 def test_a_finished_run_is_told_whole():
     page = check_page(render(values()))
-    for told in ("made-up", "finished", "62.5%", "12.5%", "0.625", "-0.500", "not yet", "8 of 8 steps", "1,024 images",
+    for told in ("made-up", "finished", "62.5%", "12.5%", "0.625", "-0.500", "none", "8 of 8 steps", "1,024 images",
                  "1,372", "0.710", "3 × undecodable", "attempt 2 from step 3 on 1 worker", "train.lr", "2.11.0",
                  "(copy, to fill up)", "damaged picture", "abstract.neurons1"):
         assert told in page.text, told
@@ -73,8 +73,9 @@ def test_what_captions_say_stays_text():
 
 
 def test_a_stopped_run_says_how_to_go_on():
-    assert "goes on" in check_page(render(values(status="stopped"))).text
-    assert "goes on" not in check_page(render(values())).text
+    stopped, finished = check_page(render(values(status="stopped"))).text, check_page(render(values())).text
+    assert "goes on" in stopped and "not yet" in stopped
+    assert "goes on" not in finished and "not yet" not in finished
 
 
 def test_a_run_without_validation_spikes_or_bad_samples():
