@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from pipelines.errors import UserError
 from pipelines.training import lease as leases
-from pipelines.training.lease import Lease, read_holder
+from pipelines.training.lease import Fenced, Lease, Order, holding, order, read_holder
 
 HOLD = """
 import sys, time
@@ -52,6 +53,7 @@ def test_a_stale_heartbeat_of_another_host_is_taken_over(tmp_path):
 
 def test_the_heartbeat_beats_and_stops_when_superseded(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(leases, "NOTICE_S", 0.05)
     with Lease(tmp_path) as old:
         first = read_holder(tmp_path).heartbeat
         time.sleep(0.3)
@@ -60,3 +62,42 @@ def test_the_heartbeat_beats_and_stops_when_superseded(tmp_path, monkeypatch):
             time.sleep(0.3)
             assert read_holder(tmp_path).attempt == new.attempt == old.attempt + 1
     assert read_holder(tmp_path).released
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_workers_are_told_to_go_on_to_stop_or_that_they_are_fenced(tmp_path):
+    with Lease(tmp_path) as old:
+        assert order(tmp_path, old.attempt) is Order.GO_ON
+        old.stop_workers()
+        wait_for(lambda: order(tmp_path, old.attempt) is Order.STOP)
+        with Lease(tmp_path, takeover=True) as new:
+            assert order(tmp_path, new.attempt) is Order.GO_ON, "the request was the other launch's"
+            old.stop_workers()
+            time.sleep(2 * leases.NOTICE_S)
+            assert order(tmp_path, old.attempt) is Order.FENCED
+            assert order(tmp_path, new.attempt) is Order.GO_ON
+
+
+def test_nobody_takes_a_run_over_between_a_commits_check_and_its_rename(tmp_path):
+    attempts = []
+
+    def take_over():
+        with Lease(tmp_path, takeover=True) as new:
+            attempts.append(new.attempt)
+
+    with Lease(tmp_path) as old:
+        other = threading.Thread(target=take_over)
+        with holding(tmp_path, old.attempt):
+            other.start()
+            time.sleep(0.3)
+            assert attempts == [] and read_holder(tmp_path).attempt == old.attempt
+        other.join()
+        assert attempts == [old.attempt + 1]
+        with pytest.raises(Fenced), holding(tmp_path, old.attempt):
+            pytest.fail("the old launch may write no more")
