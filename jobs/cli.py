@@ -158,7 +158,8 @@ def _from_assignments(words: list[str], schema: Mapping[str, Field], mistakes: l
     for word in words:
         key, _, text = word.partition("=")
         value: Any = text
-        if key in schema and (schema[key].is_section or typing.get_origin(schema[key].type) is tuple):
+        if key in schema and (schema[key].is_section or typing.get_origin(schema[key].type) is tuple
+                              or schema[key].type is Any):
             try:
                 value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
             except (yaml.YAMLError, OmegaConfBaseException):

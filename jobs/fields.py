@@ -47,7 +47,8 @@ def walk(root: type[Any], prefix: str = "") -> Iterator[Field]:
 
 def legal_values(kind: Any) -> str:
     """A type in words: `a whole number`, `one of a, b`, `a list of 2 numbers such as [1.0, 2.0]`."""
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text",
+             Any: "a whole number or two such as [1, 2]"}
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, arguments))

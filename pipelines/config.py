@@ -6,7 +6,7 @@ from those lines.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from ashnets.config import ModelConfig, TasksConfig, require
 
@@ -175,8 +175,8 @@ class TrainConfig:
 class ScalingConfig:
     """Workers and DeepSpeed."""
 
-    workers: int = 2
-    """World size: Ray Train workers."""
+    workers: Any = 2
+    """World size: Ray Train workers. [fewest, most] follows the nodes: fewer where one dies, more where one comes."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """`auto`: GPUs with NCCL where the cluster has one a worker, else CPUs with gloo."""
     cpus_per_worker: float = 0.5
@@ -187,10 +187,25 @@ class ScalingConfig:
     """Seconds without a step after which a worker counts as hung (ten times that for start-up and validation)."""
 
     def __post_init__(self) -> None:
-        require(self.workers >= 1, "scaling.workers", self.workers, "at least 1")
+        if isinstance(self.workers, list):
+            object.__setattr__(self, "workers", tuple(self.workers))
+        counts = self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+        whole = all(isinstance(count, int) and not isinstance(count, bool) for count in counts)
+        require(whole and len(counts) == 2 and 1 <= counts[0] <= counts[1], "scaling.workers", self.workers,
+                "a whole number of at least 1, or [fewest, most]")
         require(self.cpus_per_worker > 0, "scaling.cpus_per_worker", self.cpus_per_worker, "more than 0")
         require(self.zero_stage in (0, 1, 2, 3), "scaling.zero_stage", self.zero_stage, "0, 1, 2 or 3")
         require(self.stall_timeout_s > 0, "scaling.stall_timeout_s", self.stall_timeout_s, "more than 0")
+
+    @property
+    def fewest(self) -> int:
+        """Workers that training needs at least."""
+        return int(self.workers[0] if isinstance(self.workers, tuple) else self.workers)
+
+    @property
+    def most(self) -> int:
+        """Workers that training uses at most."""
+        return int(self.workers[1] if isinstance(self.workers, tuple) else self.workers)
 
 
 @dataclass(frozen=True)
@@ -253,5 +268,8 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        if self.tasks.itc.gather and self.scaling.fewest != self.scaling.most:
+            raise ValueError("scaling.workers: tasks.itc.gather=true contrasts over all workers, so their number must "
+                             "not change; give one number")
         if not self.model.summary_ratio.off:
             self.model.abstract.steps_per_sample(self.groups.size)

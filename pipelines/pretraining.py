@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster.connection import connect
-from pipelines.config import PretrainConfig
+from pipelines.config import PretrainConfig, ScalingConfig
 from pipelines.doctor import certain, estimates, uses_cpu
 from pipelines.finding import demand
 from pipelines.places import groups_folder, run_folder, store_folder
@@ -51,6 +51,11 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
         connect()
         preemption.listen()
         _launch(config, run, store, size, lease.attempt, preemption)
+
+
+def in_words(scaling: ScalingConfig) -> str:
+    """The number of workers."""
+    return f"{scaling.fewest} to {scaling.most} workers" if scaling.fewest < scaling.most else f"{scaling.most} workers"
 
 
 def stop_step(config: PretrainConfig, schedule_steps: int) -> int:
@@ -97,7 +102,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), StageProgress(),
                           pin.version)
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
-    print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {config.scaling.workers} workers on {device}, "
+    print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {in_words(config.scaling)} on {device}, "
           f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)
     with preemption.training(run), damages_shown(run), TrainingProgress(run, job.stop_step):
         fit(job)

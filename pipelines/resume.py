@@ -71,6 +71,9 @@ def check_resumable(config: PretrainConfig, run: Path) -> None:
     Each checkpoint holds the configuration that made it, so that an edited config.yaml cannot hide a change.
     """
     found = checkpoint.newest(run)
+    if found and config.tasks.itc.gather and config.scaling.workers != found[1].world_size:
+        raise UserError(f"run {config.run.name} contrasts over all workers (tasks.itc.gather=true) and was trained by "
+                        f"{found[1].world_size}: resume it with scaling.workers={found[1].world_size}")
     for folder in (run, found[0]) if found else ():
         if not (folder / "config.yaml").exists():
             continue

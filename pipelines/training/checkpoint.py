@@ -18,9 +18,12 @@ from typing import Any
 
 from pipelines.errors import UserError
 from pipelines.files import sync, write_atomically
-from pipelines.training.lease import check_attempt
+from pipelines.training.lease import check_attempt, holding
 
 FORMAT = 2
+MANIFEST, IDENTITY = "manifest.json", "identity.json"
+NO_MANIFEST = (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError)
+"""What is raised where a file is not what `_sealed` wrote."""
 Digest = tuple[int, str]
 """A file's size and SHA-256."""
 Damaged = Callable[[Path, str], object]
@@ -69,22 +72,19 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Everything below `folder` that is no folder, by its name there; the manifest is left out."""
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if name != "manifest.json" and (path.is_symlink() or not path.is_dir()):
+        if name != MANIFEST and (path.is_symlink() or not path.is_dir()):
             yield name, path
 
 
 def identity(run: Path) -> str:
     """What marks the run's checkpoints as its own: drawn when the first is committed, empty before.
 
-    Where the small file is lost, the newest readable manifest says it.
+    Where its small file is lost or damaged, the newest readable manifest says it.
     """
-    path = run / "checkpoints" / "identity"
-    if path.exists():
-        return path.read_text()
-    for folder in reversed(folders(run)):
+    for path in (run / "checkpoints" / IDENTITY, *(folder / MANIFEST for folder in reversed(folders(run)))):
         try:
-            return read_manifest(folder).run
-        except (OSError, ValueError, TypeError, AttributeError):
+            return str(_unsealed(path)["run"])
+        except (*NO_MANIFEST, UserError):
             continue
     return ""
 
@@ -101,37 +101,44 @@ def commit(run: Path, manifest: Manifest) -> Path:
     for path in (folder, *folder.rglob("*")):
         sync(path)
     known = identity(run) or secrets.token_hex(16)
-    write_atomically(run / "checkpoints" / "identity", known.encode())
+    write_atomically(run / "checkpoints" / IDENTITY, _sealed({"run": known}))
     files = {name: manifest.files.get(name) or digest(path) for name, path in _files(folder)}
     manifest = replace(manifest, run=known, files=files)
-    write_atomically(folder / "manifest.json", json.dumps(sealed(asdict(manifest)), indent=1).encode())
+    write_atomically(folder / MANIFEST, _sealed(asdict(manifest)))
     final = run / "checkpoints" / f"step-{manifest.step:08d}"
-    check_attempt(run, manifest.attempt)
-    if final.exists():  # it did not check out, else training would have gone on behind it
-        set_aside(final, f"training came to step {manifest.step} again")
-    os.rename(folder, final)
+    with holding(run, manifest.attempt):
+        if final.exists():  # it did not check out, else training would have gone on behind it
+            set_aside(final, f"training came to step {manifest.step} again")
+        os.rename(folder, final)
     sync(final.parent)
     return final
 
 
-def sealed(facts: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's facts with the SHA-256 over them, which guards the manifest itself."""
-    return facts | {"sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+def _sealed(facts: dict[str, Any]) -> bytes:
+    """A JSON file of facts with the SHA-256 over them, which guards the file itself."""
+    return json.dumps(facts | {"sha256": _checksum(facts)}, indent=1).encode()
+
+
+def _checksum(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _unsealed(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(path.read_text())
+    if facts.pop("sha256") != _checksum(facts):
+        raise ValueError("it differs from its checksum")
+    return facts
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a committed checkpoint.
 
-    OSError, ValueError, TypeError or AttributeError where it is none; UserError where it is whole, but another
-    version's.
+    One of NO_MANIFEST where it is none; UserError where it is whole, but another version's.
     """
-    raw = json.loads((folder / "manifest.json").read_text())
-    facts = {key: value for key, value in raw.items() if key != "sha256"}
-    if sealed(facts) != raw:
-        raise ValueError("it differs from its checksum")
-    if raw["format"] != FORMAT:
-        raise UserError(f"checkpoint {folder} has format {raw['format']}, this version reads {FORMAT}: resume with the "
-                        "version that wrote it, or use another run.name")
+    facts = _unsealed(folder / MANIFEST)
+    if facts["format"] != FORMAT:
+        raise UserError(f"checkpoint {folder} has format {facts['format']}, this version reads {FORMAT}: resume with "
+                        "the version that wrote it, or use another run.name")
     files = {name: (int(size), str(sha256)) for name, (size, sha256) in facts["files"].items()}
     return Manifest(**{**facts, "files": files})
 
@@ -145,7 +152,7 @@ def fault(folder: Path, run_identity: str) -> str | None:
         manifest = read_manifest(folder)
     except UserError:
         raise
-    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except NO_MANIFEST as error:
         return f"manifest.json cannot be read ({type(error).__name__}: {error})"
     if folder.name != f"step-{manifest.step:08d}":
         return f"manifest.json is that of step {manifest.step}"

@@ -70,29 +70,30 @@ def communication_op(built: bool, compiler: str | None, cpu: bool) -> Finding:
 def cpus(config: PretrainConfig, total: float, where: str = "the cluster's") -> Finding:
     """CPUs left for Ray Data beside the workers: a starved feed hangs without a word."""
     scaling = config.scaling
-    held = scaling.workers * scaling.cpus_per_worker
+    workers = max(scaling.fewest, min(scaling.most, int(total / scaling.cpus_per_worker)))
+    held = workers * scaling.cpus_per_worker
     if held + 1 <= total:
         return Finding("CPUs", True, f"workers hold {held:g} of {total:g}, {total - held:g} are left for Ray Data")
-    return Finding("CPUs", False, f"scaling.workers={scaling.workers} x scaling.cpus_per_worker="
+    return Finding("CPUs", False, f"scaling.workers={workers} x scaling.cpus_per_worker="
                    f"{scaling.cpus_per_worker:g} hold {held:g} of {where} {total:g} CPUs and leave Ray Data less "
                    "than one", "lower one of them")
 
 
 def device(config: PretrainConfig, gpus: int) -> Finding:
     """Whether the cluster's GPUs allow `scaling.device`; the finding begins with `cuda` or `cpu`, what will be used."""
-    wanted, workers = config.scaling.device, config.scaling.workers
+    wanted, workers = config.scaling.device, config.scaling.fewest
     if wanted == "gpu" and gpus < workers:
         return Finding("device", False, f"scaling.device=gpu with scaling.workers={workers} needs as many GPUs; the "
                        f"cluster has {gpus}", "lower scaling.workers, or use scaling.device=cpu")
     if wanted == "gpu" or (wanted == "auto" and gpus >= workers):
-        return Finding("device", True, f"cuda: {workers} of {gpus} GPUs")
+        return Finding("device", True, f"cuda: {min(config.scaling.most, gpus)} of {gpus} GPUs")
     advice = f"scaling.workers={gpus} would use them" if gpus and wanted == "auto" else ""
     return Finding("device", True, f"cpu; the cluster has {gpus or 'no'} GPUs", advice)
 
 
 def memory(config: PretrainConfig, size: ModelSize, total: float, cpu: bool) -> Finding:
     """Memory of the nodes against what the workers hold at least (activations come on top)."""
-    need = config.scaling.workers * worker_bytes(config, size, cpu)
+    need = config.scaling.most * worker_bytes(config, size, cpu)
     finding = f"workers take at least {show(need)} of the {show(total)} that Ray may use"
     return Finding("memory", need <= total, finding, "" if need <= total else
                    "lower scaling.workers, raise scaling.zero_stage, or use machines with more memory")
@@ -100,7 +101,8 @@ def memory(config: PretrainConfig, size: ModelSize, total: float, cpu: bool) -> 
 
 def disk(config: PretrainConfig, size: ModelSize, run: Path, free: float) -> Finding:
     """Space for the run's checkpoints and export: one checkpoint more than is kept exists for a moment."""
-    need = (config.checkpoint.keep + 1) * checkpoint_bytes(size) + 4 * size.parameters
+    kept = config.checkpoint.keep + config.checkpoint.keep_best
+    need = (kept + 1) * checkpoint_bytes(size) + 4 * size.parameters
     finding = f"run.storage: {run.parent} has {show(free)} free, checkpoints take up to {show(need)}"
     return Finding("disk of the run", need <= free, finding, "" if need <= free else
                    "free space, lower checkpoint.keep, or name another run.storage")
@@ -117,7 +119,7 @@ def store_disk(store: Path, stored: float, grouped: bool, free: float) -> Findin
 
 def shared_memory(config: PretrainConfig, cpu: bool, free: float, folder: str = "/dev/shm") -> Finding:
     """Shared memory for the workers' gradients (on CPUs)."""
-    need = config.scaling.workers * SHARED_MEMORY_A_WORKER if cpu else 0
+    need = config.scaling.most * SHARED_MEMORY_A_WORKER if cpu else 0
     return Finding("shared memory", need <= free, f"{folder} has {show(free)} free, the workers map {show(need)}", ""
                    if need <= free else "give the container more (docker run --shm-size=8g)")
 

@@ -23,17 +23,17 @@ def checkpoint_bytes(size: ModelSize) -> int:
 
 
 def worker_bytes(config: PretrainConfig, size: ModelSize, cpu: bool) -> float:
-    """Main memory that one worker holds at least: on a GPU its process, on a CPU weights, gradients and optimizer too.
+    """Main memory that one worker holds at least: its process and the copy of a checkpoint that is being written, on a
+    CPU weights, gradients and optimizer too.
 
     ZeRO shares the optimizer from stage 1, gradients from 2 and weights from 3 among the workers.
     """
-    if not cpu:
-        return float(PROCESS_BYTES)
-    stage, workers = config.scaling.zero_stage, config.scaling.workers
+    stage, workers = config.scaling.zero_stage, config.scaling.most
     optimizer = 12 * size.trainable / (workers if stage >= 1 else 1)
     gradients = 4 * size.trainable / (workers if stage >= 2 else 1)
     weights = 4 * size.parameters / (workers if stage >= 3 else 1)
-    return PROCESS_BYTES + optimizer + gradients + weights
+    held = PROCESS_BYTES + optimizer + (4 * size.trainable if stage < 3 else 0)
+    return held + optimizer + gradients + weights if cpu else held
 
 
 def feed_bytes(config: PretrainConfig, image_bytes: float) -> float:
@@ -42,4 +42,4 @@ def feed_bytes(config: PretrainConfig, image_bytes: float) -> float:
     window = feed.window * groups.row_group * groups.size * image_bytes
     sample = 3 * feed.image_size**2 + feed.captions * text.max_tokens * 4 * 8
     atom = config.train.groups_per_atom * groups.size * sample
-    return 2 * window + 3 * config.scaling.workers * atom
+    return 2 * window + 3 * config.scaling.most * atom

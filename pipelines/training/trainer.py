@@ -20,6 +20,10 @@ from pipelines.training.watchdog import remove_empty
 RESTARTS = 3
 """Worker-group restarts in one launch before it gives up (the same command continues later)."""
 
+RESIZE_S = 30.0
+"""How often elastic training looks whether nodes have come, at most: a change of size repeats the steps since the last
+checkpoint."""
+
 
 def _start_step(run: Path) -> int:
     found = checkpoint.newest(run)
@@ -55,7 +59,7 @@ def fit(job: TrainingJob) -> None:
             dataset_config=FeedDataConfig(job.plan, lambda: _start_step(run), job.stop_step),
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=config.scaling.workers, use_gpu=on_gpu,
+                num_workers=config.scaling.workers, use_gpu=on_gpu, elastic_resize_monitor_interval_s=RESIZE_S,
                 resources_per_worker={"CPU": config.scaling.cpus_per_worker} | ({"GPU": 1} if on_gpu else {})),
             run_config=RunConfig(
                 name="train", storage_path=ray_directory, worker_runtime_env={"env_vars": environment},

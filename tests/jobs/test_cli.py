@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from jobs import cli
 from jobs.fields import walk
@@ -258,3 +259,18 @@ def test_pretrain_runs_from_any_folder_and_answers_mistakes_with_a_line(tmp_path
         2, "", "error: train.lr='fast' is not allowed: a number\n")
     done = subprocess.run([*job, "--print-config"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0 and "name: demo" in done.stdout
+
+
+@pytest.mark.parametrize(("text", "workers"), [("3", 3), ("[1,4]", (1, 4)), ("[ 2, 2 ]", (2, 2))])
+def test_the_workers_are_a_number_or_two(tmp_path, text, workers):
+    config = cli.parse(PretrainConfig, [f"scaling.workers={text}"], description="").config
+    assert config.scaling.workers == workers
+    file = tmp_path / "config.yaml"
+    file.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    assert cli.parse(PretrainConfig, ["--config", str(file)], description="").config == config
+
+
+@pytest.mark.parametrize("text", ["two", "0", "1.5", "[2,1]", "[1,2,3]", "true", ""])
+def test_no_other_workers(text):
+    with pytest.raises(UserError, match="^scaling.workers=.* is not allowed: a whole number of at least 1, or "):
+        cli.parse(PretrainConfig, [f"scaling.workers={text}"], description="")

@@ -254,16 +254,21 @@ def test_damage_is_named_and_set_aside(run, damage, named):
     assert (run / "checkpoints" / "damaged-step-00000020-2").is_dir() and len(checkpoint.damages(run)) == 2
 
 
-def test_a_lost_identity_loses_no_checkpoint(run):
-    (run / "checkpoints" / "identity").unlink()
+@pytest.mark.parametrize("damage", [Path.unlink, lambda p: p.write_text(""), lambda p: p.write_text(
+    p.read_text().replace('"run": "', '"run": "f'))], ids=["lost", "empty", "changed"])
+def test_a_damaged_identity_loses_no_checkpoint(run, damage):
+    damage(run / "checkpoints" / "identity.json")
     assert newest_step(run) == 20
+    with Lease(run) as lease:
+        make_checkpoint(run, lease.attempt, 30)
+    assert newest_step(run) == 30
 
 
 def test_another_format_is_no_damage(run):
     path = run / "checkpoints" / "step-00000020" / "manifest.json"
     facts = json.loads(path.read_text()) | {"format": 99, "new": True}
     del facts["sha256"]
-    path.write_text(json.dumps(checkpoint.sealed(facts)))
+    path.write_bytes(checkpoint._sealed(facts))
     with pytest.raises(UserError, match="step-00000020 has format 99"):
         checkpoint.newest(run)
 

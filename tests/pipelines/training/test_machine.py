@@ -65,6 +65,27 @@ def test_one_cpu_is_left_for_the_feed(total: float, ok: bool) -> None:
     assert machine.cpus(CONFIG, total).ok is ok
 
 
+@pytest.mark.parametrize(("workers", "total", "ok"), [
+    ((1, 2), 2.0, True),  # both, and one CPU is left
+    ((1, 4), 3.0, True),
+    ((1, 4), 2.0, False),  # Ray would start all four, on all CPUs
+    ((4, 8), 1.5, False)])
+def test_elastic_workers_leave_a_cpu_however_many_fit(workers: tuple[int, int], total: float, ok: bool) -> None:
+    assert machine.cpus(replace(CONFIG, scaling=ScalingConfig(workers=workers)), total).ok is ok
+
+
+def test_elastic_workers_train_on_the_gpus_that_are_there() -> None:
+    elastic = replace(CONFIG, scaling=ScalingConfig(workers=(2, 4)))
+    assert machine.device(elastic, 3).finding == "cuda: 3 of 3 GPUs"
+    assert machine.device(elastic, 1).finding.startswith("cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 2.5, True, "2", (1,), (2, 1), (0, 2), (1, 2, 3), (1, 2.5), None])
+def test_what_is_no_number_of_workers(workers: object) -> None:
+    with pytest.raises(ValueError, match="scaling.workers=.* is not allowed"):
+        ScalingConfig(workers=workers)
+
+
 @pytest.mark.parametrize(("wanted", "gpus", "said"), [
     ("auto", 4, "cuda"), ("auto", 3, "cpu"), ("auto", 0, "cpu"), ("cpu", 8, "cpu"), ("gpu", 4, "cuda"),
     ("gpu", 3, None)])
@@ -83,15 +104,16 @@ def test_zero_shares_what_a_worker_holds() -> None:
     held = [worker_bytes(replace(CONFIG, scaling=replace(CONFIG.scaling, zero_stage=stage)), SIZE, cpu=True)
             for stage in range(4)]
     saved = [round(a - b) for a, b in zip(held, held[1:], strict=False)]
-    assert saved == [36_000_000, 12_000_000, 30_000_000]  # three quarters of the optimizer, gradients, weights
+    # Three quarters of the optimizer and of its copy on the way to the disk, gradients, weights; stage 3 copies none.
+    assert saved == [72_000_000, 12_000_000, 30_000_000 + 16_000_000]
     assert worker_bytes(CONFIG, SIZE, cpu=False) < held[3]
 
 
 def test_memory_disk_and_shared_memory_have_a_limit_each() -> None:
     need = 4 * worker_bytes(CONFIG, SIZE, cpu=True)
     assert machine.memory(CONFIG, SIZE, need, cpu=True).ok and not machine.memory(CONFIG, SIZE, need - 1, cpu=True).ok
-    config = replace(CONFIG, checkpoint=CheckpointConfig(keep=3))
-    need = 4 * checkpoint_bytes(SIZE) + 4 * SIZE.parameters
+    config = replace(CONFIG, checkpoint=CheckpointConfig(keep=3, keep_best=1))
+    need = 5 * checkpoint_bytes(SIZE) + 4 * SIZE.parameters
     assert machine.disk(config, SIZE, Path("/runs/a"), need).ok
     assert not machine.disk(config, SIZE, Path("/runs/a"), need - 1).ok
     assert machine.shared_memory(CONFIG, True, 280 * MIB).ok and not machine.shared_memory(CONFIG, True, 64 * MIB).ok

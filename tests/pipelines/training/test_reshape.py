@@ -103,4 +103,4 @@ def test_damaged_shards_are_named_and_the_checkpoint_before_is_used(folder, tmp_
 def test_nothing_is_left_beside_the_checkpoints(folder):
     for chain, (_, links) in CHAINS.items():
         left = {path.name for path in (folder / chain / "checkpoints").iterdir()}
-        assert left == {"identity", *(f"step-{3 + number:08d}" for number in range(len(links) - 2, len(links)))}
+        assert left == {"identity.json", *(f"step-{3 + number:08d}" for number in range(len(links) - 2, len(links)))}
