@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
+from pipelines.training import checkpoint
 from tests.e2e.conftest import Finished, Jobs
 from tests.e2e.test_pretrain import STEP_GROUPS, assert_each_position_once
 
@@ -103,3 +104,12 @@ def test_damaged_checkpoints_are_shown_and_other_workers_go_on(tiny: Finished, j
     expected = {line["step"]: line["loss"] for line in whole_lines(tiny.folder / "metrics.jsonl") if "loss" in line}
     assert first[4] == pytest.approx(expected[4], rel=1e-5), "the first step behind the checkpoint"
     assert theirs["steps"] == 12
+
+
+def test_the_best_validation_is_kept(tiny: Finished) -> None:
+    """The run validates at step 6 and checkpoints every 3: that of step 6 carries the score, the others none."""
+    measured = [line for line in whole_lines(tiny.folder / "metrics.jsonl") if "retrieval/i2t_r5" in line]
+    assert [line["step"] for line in measured] == [6]
+    mean = (measured[0]["retrieval/i2t_r5"] + measured[0]["retrieval/t2i_r5"]) / 2
+    scores = {manifest.step: manifest.score for _, manifest in checkpoint.whole(tiny.folder)}
+    assert scores == {3: None, 6: pytest.approx(mean), 9: None, 12: None}
