@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.bert.modeling_bert import BertEmbeddings
+from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
@@ -143,8 +144,13 @@ class ASHNetsModel(PreTrainedModel):
         `settings` are those of Hugging Face. Raises ValueError where the weights are those of another architecture.
         """
         settings |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # what differs is refused below
-        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True,
-                                              **settings)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # what does not fit is said below, in one line
+        try:
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True,
+                                                  **settings)
+        finally:
+            logging.set_verbosity(verbosity)
         model, info = loaded
         info["reshaped"] = [name for name, *_ in info["mismatched_keys"]]
         problems = [f"{what}: {', '.join(sorted(info[key])[:5])}" for what, key in (
@@ -152,7 +158,7 @@ class ASHNetsModel(PreTrainedModel):
             if info[key]]
         if problems:
             raise ValueError(f"{pretrained_model_name_or_path} holds the weights of another architecture than its "
-                             f"config.json ({'; '.join(problems)})")
+                             f"config.json ({'; '.join(problems)}): export the run anew with jobs/export.py")
         # The loader leaves tensors where they lie in the file: at odd addresses, where kernels round otherwise than in
         # training, and at the mercy of whoever replaces the file.
         for tensor in (*model.parameters(), *model.buffers()):

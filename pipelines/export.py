@@ -38,14 +38,11 @@ def export(config: ExportConfig, root: Path) -> Path:
         if source.run is None:
             raise UserError(f"to is empty, and {source.export} belongs to no run: name the folder to write, to=FOLDER")
         folder = complete(source.run)
+        parameters = _parameters(folder, folder)
     else:
-        folder = _copy(source, Path(config.to).expanduser().absolute(), root)
-    from transformers.utils import logging
-
-    from ashnets.pretrained import load
-    logging.disable_progress_bar()
-    model, _ = load(folder)
-    print(f"export: {sum(p.numel() for p in model.parameters()):,} parameters, loads whole: {folder}")
+        folder = Path(config.to).expanduser().absolute()
+        parameters = _copy(source, folder, root)
+    print(f"export: {parameters:,} parameters, loads whole: {folder}")
     print(f"to use it: python -c 'import ashnets; model, processor = ashnets.load(\"{folder}\")'")
     return folder
 
@@ -80,8 +77,21 @@ def write_companions(run: Path, folder: Path) -> None:
         sync(file)
 
 
-def _copy(source: ModelSource, to: Path, root: Path) -> Path:
-    """The export of `source` at `to`, which appears whole or not at all."""
+def _parameters(folder: Path, source: Path) -> int:
+    """Load `folder`, made of `source`, as a user would; its number of parameters. UserError where that fails."""
+    from transformers.utils import logging
+
+    from ashnets.pretrained import load
+    logging.disable_progress_bar()
+    try:
+        model, _ = load(folder)
+    except ValueError as error:
+        raise UserError(str(error).replace(str(folder), f"model={source}")) from error
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _copy(source: ModelSource, to: Path, root: Path) -> int:
+    """Write the export of `source` at `to`, which appears whole or not at all; its number of parameters."""
     if to.exists():
         raise UserError(f"to={to} exists already: name a folder that does not, or remove it first")
     if source.run is None:
@@ -97,11 +107,12 @@ def _copy(source: ModelSource, to: Path, root: Path) -> Path:
             for file in files:
                 shutil.copyfile(file, building / file.name)
                 sync(building / file.name)
+            parameters = _parameters(building, source.export)
             building.rename(to)
     except PermissionError as error:
         raise UserError(f"to={to} cannot be written ({error.strerror}): name a writable folder") from error
     sync(to.parent)
-    return to
+    return parameters
 
 
 @contextmanager

@@ -130,6 +130,20 @@ def test_a_failure_leaves_nothing_behind(run: Path, tmp_path: Path, monkeypatch:
         assert {file.name for file in (run / "export").iterdir()} == {"model.safetensors"}
 
 
+def test_weights_of_another_architecture_are_refused_before_anything_appears(
+        run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = complete(run)
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["embedding"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+    other = shutil.copytree(folder, tmp_path / "other")
+    with pytest.raises(UserError, match=f"^model={other} holds the weights of another architecture .*itc.image.weight"
+                                        ".* export the run anew"):
+        export(ExportConfig(str(other), str(tmp_path / "copy")), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "runs"]
+    assert capfd.readouterr().err == ""
+
+
 def test_mistakes_name_the_thing_and_the_mend(run: Path, tmp_path: Path) -> None:
     def said(model: str, to: str = "", key: str = "model") -> str:
         with pytest.raises(UserError) as caught:
