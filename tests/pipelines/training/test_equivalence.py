@@ -20,9 +20,7 @@ pytestmark = [
     pytest.mark.xdist_group("equivalence"),  # which are started once
 ]
 Results = dict[str, Any]
-EXACT = {"loss": 1e-6, "firing_rate": 1e-6, "grad_norm": 1e-6, "exp_avg": 1e-5, "weight": 1e-5, "buffer": 1e-5}
-# A spiking network amplifies rounding: a spike that flips is no rounding error any more.
-LATER = {"loss": 1e-2, "firing_rate": 1e-2, "grad_norm": 2e-2, "exp_avg": 1e-1, "weight": 1e-4, "buffer": 1e-2}
+KINDS = ("loss", "firing_rate", "grad_norm", "exp_avg", "exp_avg_sq", "weight", "buffer")
 
 
 @pytest.fixture(scope="module")
@@ -54,39 +52,55 @@ def distance(found: list[Tensor], expected: list[Tensor]) -> float:
     return float((a - b).norm() / b.norm().clamp(min=1e-30))
 
 
-def assert_equivalent(found: dict[str, Tensor], expected: dict[str, Tensor], tolerances: dict[str, float]) -> None:
-    """Every measure and every buffer agrees; weights and moments as a whole, since some gradients are only rounding."""
+def assert_equivalent(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float,
+                      moments: float | None = None) -> None:
+    """All agree: each measure, each layer's running statistics, memory and dictionary by itself; weights, and moments
+    (the first is the gradient's), as a whole, since some gradients are only rounding.
+    """
     assert found.keys() == expected.keys()
-    for kind, tolerance in tolerances.items():
-        names = [name for name in expected if name.split("/")[0] == kind]
-        assert names, kind
-        for part in [names] if kind in ("weight", "exp_avg") else [[name] for name in names]:
-            error = distance([found[name] for name in part], [expected[name] for name in part])
-            assert error < tolerance, (part[0], error)
+    parts: dict[str, list[str]] = {}
     for name, value in expected.items():
+        kind = name.split("/")[0]
+        assert kind in KINDS
         if not value.is_floating_point():  # classes in the memory, steps that BatchNorm counts
             assert torch.equal(found[name], value), name
+        elif kind == "buffer":  # a mean may be zero but for rounding: it counts beside its layer's variance
+            parts.setdefault(name.rpartition(".running_")[0] or name, []).append(name)
+        else:
+            parts.setdefault(kind if kind in ("exp_avg", "exp_avg_sq", "weight") else name, []).append(name)
+    for part, names in parts.items():
+        error = distance([found[name] for name in names], [expected[name] for name in names])
+        assert error < (moments or tolerance if part in ("exp_avg", "exp_avg_sq") else tolerance), (part, error)
 
 
 @pytest.mark.parametrize("case", [
-    *(f"spikes-world2-zero{stage}" for stage in range(4)), "spikes-world3-zero2", "dictionary-world1-zero2",
-    "dictionary-world2-zero2", "dictionary-world2-zero3", "dictionary-world3-zero2", "dictionary-world3-zero3",
+    *(f"spikes-world2-zero{stage}" for stage in range(4)), "spikes-world3-zero2", "dictionary-world2-zero2",
+    "dictionary-world2-zero3", "dictionary-world3-zero2", "dictionary-world3-zero3",
     "frozen-world2-zero2", "frozen-world2-zero3", "spikes-checkpointing-world2-zero3", "spikes-bf16-world2-zero3"])
 def test_the_first_step_is_the_same_on_any_cluster(results, case):
     """Losses, gradient, weights, running statistics, memory and dictionary; three ranks pad four atoms to six."""
     task = case.split("-world")[0].removesuffix("-checkpointing")
-    single = f"{task}-world1-zero{2 if 'bf16' in case else 0}"
-    assert_equivalent(results(case)["first"], results(single)["first"], EXACT)
+    single = f"{task}-world1-zero{0 if task in ('spikes', 'frozen') else 2}"
+    assert_equivalent(results(case)["first"], results(single)["first"], 1e-5)
 
 
-@pytest.mark.parametrize(("case", "single"), [
-    *((f"spikes-world2-zero{stage}", "spikes-world1-zero0") for stage in range(4)),
-    ("spikes-world3-zero2", "spikes-world1-zero0"), ("dictionary-world2-zero2", "dictionary-world1-zero0"),
-    ("dictionary-world2-zero3", "dictionary-world1-zero2"), ("dictionary-world3-zero2", "dictionary-world1-zero2"),
-    ("frozen-world2-zero2", "frozen-world1-zero0"), ("frozen-world2-zero3", "frozen-world1-zero0"),
-    ("spikes-checkpointing-world2-zero3", "spikes-checkpointing-world1-zero0")])
-def test_later_steps_stay_together(results, case, single):
-    assert_equivalent(results(case)["last"], results(single)["last"], LATER)
+@pytest.mark.parametrize("case", ["world1-zero0", *(f"world2-zero{stage}" for stage in range(4)), "world3-zero2"])
+def test_twenty_steps_are_those_of_plain_pytorch_on_any_cluster(folder, results, case):
+    """In float64, at a learning rate of 1e-3, without DeepSpeed: the order of summation is all that differs."""
+    expected = torch.load(folder / "plain.pt", weights_only=True)
+    found = results(f"dictionary-fp64-{case}")["last"]
+    assert all(value.dtype == torch.float64 for value in found.values() if value.is_floating_point())
+    assert_equivalent(found, expected, 1e-9)
+
+
+@pytest.mark.parametrize(("case", "single", "moments"), [
+    ("frozen-world2-zero2", "frozen-world1-zero0", 1e-2), ("spikes-world2-zero2", "spikes-world1-zero0", 5e-2),
+    ("dictionary-world2-zero3", "dictionary-world1-zero2", 1e-2),
+    ("dictionary-world3-zero2", "dictionary-world1-zero2", 1e-2),
+    ("spikes-checkpointing-world2-zero3", "spikes-checkpointing-world1-zero0", 1e-2)])
+def test_later_steps_stay_together(results, case, single, moments):
+    """In float32 a spike that flips is no rounding error any more; an unfrozen backbone feels it in its gradients."""
+    assert_equivalent(results(case)["last"], results(single)["last"], 1e-2, moments)
 
 
 def test_activation_checkpointing_changes_no_bit(results):
