@@ -54,11 +54,17 @@ class Stages:
         """Why a stage could not be built, while that stands."""
         return self.path(stage) / "failed.txt"
 
+    def ready(self, stage: int) -> bool:
+        """Whether the stage's grouped store is there; FinalError where it could not be built."""
+        if self.groups(stage).exists():
+            return True
+        if self.failure(stage).exists():
+            why = self.failure(stage).read_text().strip()
+            raise FinalError(f"stage {stage} of the groups could not be built: {why}")
+        return False
+
     def wait(self, stage: int) -> Path:
         """The stage's grouped store, once it is there; FinalError where it could not be built."""
-        folder, failed = self.groups(stage), self.failure(stage)
-        while not folder.exists():
-            if failed.exists():
-                raise FinalError(f"stage {stage} of the groups could not be built: {failed.read_text().strip()}")
+        while not self.ready(stage):
             time.sleep(POLL_SECONDS)
-        return folder
+        return self.groups(stage)

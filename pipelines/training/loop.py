@@ -15,6 +15,7 @@ from pipelines.training.nonfinite import NonFiniteSteps
 from pipelines.training.recorder import MetricsRecorder, SampleRecorder
 from pipelines.training.retention import recall
 from pipelines.training.saver import Saver
+from pipelines.training.stage_models import StageModels
 from pipelines.training.step import run_step
 from pipelines.training.watchdog import Watchdog
 
@@ -32,9 +33,11 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
     samples = SampleRecorder(job.run, rank, job.attempt, groups=settings.feed.record_samples)
     nonfinite, bad_share = NonFiniteSteps(job, rank), BadShare(settings.feed.max_bad_share)
     saver, score = Saver(engine, job, rank, world), None
+    stage_models = StageModels(engine, job, rank, world, watchdog)
     step = start_step
     for step in range(start_step + 1, job.stop_step + 1):
         saver.check()
+        stage_models.before(step)
         last = step == job.stop_step
         report = run_step(engine, batches, job, step, rank, world, partial(order, job.run, job.attempt))
         watchdog.step()
@@ -46,6 +49,7 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
             metrics.step(report, last or stops)
         nonfinite.step(report)
         bad_share.step(report.bad, job.samples(step) - job.samples(step - 1))
+        stage_models.after(step)
         every = settings.train.validate_every
         if every and step % every == 0 and not last:
             with watchdog.slow():

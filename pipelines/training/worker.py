@@ -2,28 +2,23 @@
 from __future__ import annotations
 
 import os
-from functools import partial
-from pathlib import Path
 
 import ray.train
 import torch
 import torch.distributed as dist
 
-from ashnets.running_statistics import recalibrate
 from cluster import comm_op
 from pipelines.evaluation.held_out import HeldOut
-from pipelines.feed.batches import local_batches
 from pipelines.feed.stream import train_batches
-from pipelines.training.engine import Engine, sum_over_ranks
+from pipelines.training.engine import Engine
 from pipelines.training.failure import final_errors
+from pipelines.training.from_rest import export
 from pipelines.training.initial import initial_model
 from pipelines.training.job import TrainingJob
 from pipelines.training.loop import train
 from pipelines.training.restore import restore
 from pipelines.training.run_directory import LineWriter, supersede
 from pipelines.training.watchdog import Watchdog
-
-RECALIBRATION_ATOMS = 8
 
 
 def train_worker(settings: dict[str, TrainingJob]) -> None:
@@ -56,18 +51,3 @@ def _train(job: TrainingJob, rank: int, world: int, watchdog: Watchdog) -> None:
     if reached >= job.stop_step:
         with watchdog.slow():
             export(engine, job, reached, rank, world)
-
-
-def export(engine: Engine, job: TrainingJob, step: int, rank: int, world: int) -> None:
-    """Recalibrate the running statistics from rest (rule: inference starts from rest), write the weights of `step`.
-
-    All ranks together run the stream's first steps, so the statistics do not depend on the number of workers.
-    """
-    steps = -(-RECALIBRATION_ATOMS // job.config.train.atoms_per_step)
-    atoms = list(local_batches(job.plan, 0, steps, rank, world))
-    engine.model.train()
-    with torch.no_grad():
-        recalibrate(engine.model, [partial(engine.model.model.encode_image, atom.pixels.to(engine.device))
-                                   for atom in atoms], [atom.position >= 0 for atom in atoms], reduce=sum_over_ranks)
-    engine.export_weights(Path(job.run) / "export" / "model.safetensors", step)
-    dist.barrier()
