@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,6 +33,19 @@ def is_hub_name(location: str) -> bool:
         and not Path(location).exists()
 
 
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from telling of every attempt: what fails in the end is said once."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def hub_file(name: str, file: str, key: str) -> Path:
     """One file of the hub's repository `name`, downloaded into the hub's cache where it is not there yet.
 
@@ -39,7 +54,8 @@ def hub_file(name: str, file: str, key: str) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.hf_hub_download(name, file))
+        with quiet_hub():
+            return Path(huggingface_hub.hf_hub_download(name, file))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{key}={name}: neither a folder here nor a {file} that the Hugging Face hub gives "

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from ashnets.config import TextConfig
-from ashnets.resources import is_hub_name, resolve
+from ashnets.resources import is_hub_name, quiet_hub, resolve
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def load_bert(init: str, shape: BertConfig, layers: int) -> BertModel:
 def _from_checkpoint(kind: type[Any], init: str, **settings: object) -> Any:
     source = init if is_hub_name(init) else str(resolve(init))
     try:
-        return kind.from_pretrained(source, **settings)
+        with quiet_hub():
+            return kind.from_pretrained(source, **settings)
     except OSError as error:
         raise FileNotFoundError(
             f"model.text.init={init}: no BERT checkpoint could be read there. Without access to the Hugging Face hub, "

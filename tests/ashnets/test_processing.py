@@ -190,6 +190,21 @@ def test_a_hub_out_of_reach_is_told_with_the_mend(monkeypatch: pytest.MonkeyPatc
         Tokenizer(name, 12)
 
 
+def test_the_hubs_client_is_quiet_about_its_attempts(monkeypatch: pytest.MonkeyPatch,
+                                                      capfd: pytest.CaptureFixture[str]) -> None:
+    from huggingface_hub.utils import logging
+
+    def download(name: str, file: str) -> str:
+        logging.get_logger("huggingface_hub.utils._http").warning("Retrying in 8s")
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    before = logging.get_verbosity()
+    with pytest.raises(FileNotFoundError, match="no route"):
+        Tokenizer("somebody/bert", 8)
+    assert capfd.readouterr().err == "" and logging.get_verbosity() == before
+
+
 @pytest.mark.parametrize("path", ["/no/folder", "./folder", "~/folder", "package:nothing/in/it", "a/b/c"])
 def test_a_path_is_never_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
