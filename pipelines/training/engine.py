@@ -64,6 +64,12 @@ def sum_over_ranks(total: Tensor) -> Tensor:
     return total
 
 
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether all numbers of all these tensors are finite."""
+    found = [t.detach() for t in tensors if torch.is_tensor(t) and t.is_floating_point() and t.numel()]
+    return not found or bool(torch.nn.utils.get_total_norm(found, norm_type=math.inf).isfinite())
+
+
 class NonFiniteWeights(FinalError):
     """An update has spoilt weights, moments or buffers: nothing of them may be kept."""
 
@@ -130,15 +136,17 @@ class Engine:
             self._gradient_norm = float(self._engine.get_global_grad_norm())
         return applies and self._engine.was_step_applied()
 
-    def check_finite(self) -> None:
-        """Raise NonFiniteWeights where a weight, a moment or a buffer of this rank is not finite."""
+    def check_finite(self, step: int) -> None:
+        """Raise NonFiniteWeights, on all ranks, where after `step` a weight, moment or buffer of any is not finite."""
         optimizer = getattr(self._optimizer, "optimizer", self._optimizer)  # torch's, inside DeepSpeed's
-        for kind, tensors in (("weights", list(optimizer.state)),
-                              ("moments", [m for state in optimizer.state.values() for m in state.values()]),
-                              ("buffers", list(self.model.buffers()))):
-            found = [t.detach() for t in tensors if torch.is_tensor(t) and t.is_floating_point() and t.numel()]
-            if found and not torch.nn.utils.get_total_norm(found, norm_type=math.inf).isfinite():
-                raise NonFiniteWeights(f"not all {kind} are finite")
+        kinds = {"weights": list(optimizer.state), "buffers": list(self.model.buffers()),
+                 "moments": [m for state in optimizer.state.values() for m in state.values()]}
+        spoilt = [float(not all_finite(tensors)) for tensors in kinds.values()]
+        counts = sum_over_ranks(torch.tensor(spoilt, device=self.device)).tolist()
+        found = [kind for kind, count in zip(kinds, counts, strict=True) if count]
+        if found:
+            raise NonFiniteWeights(f"step {step}: not all {' and '.join(found)} are finite: no checkpoint is made of "
+                                   "them, the newest one is older")
 
     @torch.no_grad()
     def remember(self, outputs: list[PretrainingOutput]) -> None:

@@ -58,7 +58,7 @@ def train(engine: Engine, batches: Iterator[MicroBatch], job: TrainingJob, held_
             if metrics:
                 metrics.write(step, values)
         if last or stops or (step % settings.checkpoint.every_steps == 0 and not report.nonfinite):
-            engine.check_finite()
+            engine.check_finite(step)
             with watchdog.slow():
                 saver.save(step, time.monotonic() - began, score)
             score = None
