@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.errors import UserError
 from pipelines.files import sync, write_atomically
 from pipelines.training.lease import check_attempt, holding
+from pipelines.training.run_directory import read_lines
 
 FORMAT = 2
 MANIFEST, IDENTITY = "manifest.json", "identity.json"
@@ -84,7 +85,7 @@ def identity(run: Path) -> str:
     for path in (run / "checkpoints" / IDENTITY, *(folder / MANIFEST for folder in reversed(folders(run)))):
         try:
             return str(_unsealed(path)["run"])
-        except (*NO_MANIFEST, UserError):
+        except NO_MANIFEST:
             continue
     return ""
 
@@ -204,9 +205,15 @@ def set_aside(folder: Path, why: str) -> Path:
 def damages(run: Path) -> list[str]:
     """A warning for each checkpoint of the run that was set aside, in the order in which that happened."""
     path = run / "checkpoints" / "damaged.jsonl"
-    noted = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [f"checkpoint {note['checkpoint']} is damaged ({note['why']}): it was set aside as "
-            f"{path.parent / note['folder']}, and the one before it is used" for note in noted]
+            f"{path.parent / note['folder']}, and the one before it is used" for note in read_lines(path)]
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; a crash in the middle leaves nothing that looks like a damaged one."""
+    gone = folder.with_name(f".tmp-removed-{folder.name}")
+    os.rename(folder, gone)
+    shutil.rmtree(gone)
 
 
 def resume_point(run: Path, attempt: int) -> tuple[Path, Manifest] | None:

@@ -199,7 +199,7 @@ class Engine:
         if self._zero_stage == 0:
             self._load_parameters(folder / "state")
         else:
-            self._engine._config.load_universal_checkpoint = True
+            self._engine._config.load_universal_checkpoint = True  # DeepSpeed looks at it while it loads
             self.load(folder)
             self._engine._config.load_universal_checkpoint = False
         saved = load(model_file(folder / "state"))["module"]  # DeepSpeed's universal form knows no buffers

@@ -23,7 +23,7 @@ def retain(run: Path, keep: int, keep_best: int) -> None:
     stay = {m.step for _, m in valid[:keep]} | {step for _, step in scored[len(scored) - keep_best:]}
     for folder, manifest in valid:
         if manifest.step not in stay:
-            shutil.rmtree(folder)
+            checkpoint.remove(folder)
 
 
 def recall(values: Mapping[str, float]) -> float | None:

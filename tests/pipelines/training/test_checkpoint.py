@@ -307,6 +307,22 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
     assert steps(tmp_path) == [60, 70]
 
 
+def test_a_death_while_an_old_one_is_removed_is_no_damage(tmp_path):
+    for left in range(4):
+        with Lease(tmp_path / str(left)) as lease:
+            for step in (10, 20):
+                make_checkpoint(tmp_path / str(left), lease.attempt, step)
+            with pytest.MonkeyPatch.context() as patch:
+                Countdown(patch, left)
+                try:
+                    retention.retain(tmp_path / str(left), keep=1, keep_best=0)
+                except Death:
+                    pass
+            assert checkpoint.resume_point(tmp_path / str(left), lease.attempt)[1].step == 20
+        assert checkpoint.damages(tmp_path / str(left)) == [] and not list((tmp_path / str(left)).rglob("*.tmp*"))
+        assert steps(tmp_path / str(left)) == ([10, 20] if left == 0 else [20])
+
+
 def test_damaged_checkpoints_do_not_count_and_the_last_whole_one_stays(tmp_path):
     with Lease(tmp_path) as lease:
         for step in (10, 20, 30, 40):
