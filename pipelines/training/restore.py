@@ -6,10 +6,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from pipelines.errors import UserError
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Manifest
 from pipelines.training.engine import Engine
 from pipelines.training.job import TrainingJob
+from pipelines.training.retention import disk_is_full
 from pipelines.training.universal import convert
 
 UNIVERSAL = ".tmp-universal"
@@ -36,8 +38,15 @@ def restore(engine: Engine, job: TrainingJob, rank: int) -> Manifest | None:
 
 def _load_converted(engine: Engine, folder: Path, rank: int) -> None:
     converted = folder.with_name(UNIVERSAL)
-    if rank == 0:
-        convert(folder / "state", converted / "state", engine.trainable_names())
+    try:
+        if rank == 0:
+            convert(folder / "state", converted / "state", engine.trainable_names())
+    except Exception as error:
+        shutil.rmtree(converted, ignore_errors=True)
+        if disk_is_full(error):
+            raise UserError(f"no space beside {folder} to convert it for other workers or another ZeRO stage: free "
+                            "about twice its size, or resume with what wrote it") from error
+        raise
     if dist.is_initialized():
         dist.barrier()
     engine.load_universal(converted)

@@ -5,7 +5,6 @@ that says what it wrote, and rank 0 commits when all are there.
 """
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 import threading
@@ -23,20 +22,11 @@ from pipelines.resume import config_hash
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Digest, Manifest, digest, temporary_folder
 from pipelines.training.job import TrainingJob
-from pipelines.training.retention import free_bytes, no_space, retain
+from pipelines.training.retention import disk_is_full, free_bytes, no_space, retain
 from pipelines.training.snapshot import Shards, tensor_bytes, write
 
 OTHER_RANKS_S = 900.0
 """How long rank 0 waits for the other ranks' shards."""
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota is at the bottom of `error`: torch.save raises an error of its own over it."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class HasShards(Protocol):

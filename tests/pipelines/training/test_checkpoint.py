@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import files
 from pipelines.errors import UserError
-from pipelines.training import checkpoint, retention
+from pipelines.training import checkpoint, preflight, retention
 from pipelines.training.lease import Fenced, Lease
 from tests.pipelines.training.small_checkpoints import fill, make_checkpoint
 
@@ -262,6 +262,15 @@ def test_a_damaged_identity_loses_no_checkpoint(run, damage):
     with Lease(run) as lease:
         make_checkpoint(run, lease.attempt, 30)
     assert newest_step(run) == 30
+
+
+def test_looking_at_a_run_names_the_damage_and_touches_nothing(run):
+    bit_flip(run / "checkpoints" / "step-00000020")
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    found = preflight.continues(run)
+    assert found.ok and found.finding == ("the run continues from step 10; step-00000020 is damaged "
+                                          "(state/a.pt differs from its checksum)")
+    assert sorted((path, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
 
 
 def test_another_format_is_no_damage(run):
