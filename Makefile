@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test chaos lint docs
+.PHONY: help setup pretrain test chaos bench bench-full lint docs
 
 # Without compiled bytecode every Ray process compiles its imports again: 12 s instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
@@ -11,6 +11,7 @@ unexport VIRTUAL_ENV
 unexport UV_PROJECT_ENVIRONMENT
 
 STAMP := .venv/.lock-$(shell sha256sum requirements.lock | cut -c1-12)
+BENCH_STAMP := .venv-bench/.lock-$(shell sha256sum requirements-bench.lock 2>/dev/null | cut -c1-12)
 # The first of these that is a Python 3.11; empty where none is.
 PYTHON = $(shell for name in python3.11 python3 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$name" && break; done)
@@ -18,7 +19,7 @@ PYTHON = $(shell for name in python3.11 python3 python; do \
 UV_LOCK = awk '/^[^ ]/ {ours = /^uv==/} ours' requirements.lock
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## install everything into .venv (the other targets do so by themselves)
 
@@ -30,6 +31,12 @@ test: $(STAMP)  ## run the tests; ARGS="-k words" and the like go to pytest
 
 chaos: $(STAMP)  ## kill workers and drivers of real runs and look at what becomes of them
 	.venv/bin/python -m pytest tests -m chaos $(ARGS)
+
+bench: $(STAMP) $(BENCH_STAMP)  ## the feed against other loaders, one short round
+	.venv/bin/python -m benchmarks.feed short $(ARGS)
+
+bench-full: $(STAMP) $(BENCH_STAMP)  ## the same at full size, five rounds; a killed one continues
+	.venv/bin/python -m benchmarks.feed full $(ARGS)
 
 lint: $(STAMP)  ## ruff, and a strict type check of the public API
 	.venv/bin/ruff check .
@@ -61,3 +68,11 @@ $(STAMP):
 	.venv/bin/python -m cluster.comm_op
 	@touch $@
 	@echo "set-up is complete"
+
+# Loaders that cannot share our environment (mosaicml-streaming wants transformers < 5), for the benchmark alone.
+$(BENCH_STAMP): $(STAMP)
+	@rm -f .venv-bench/.lock-*
+	@echo "set-up of the benchmark's peers in .venv-bench"
+	.venv/bin/uv venv --quiet --allow-existing --python .venv/bin/python .venv-bench
+	.venv/bin/uv pip sync --quiet --python .venv-bench/bin/python --require-hashes requirements-bench.lock
+	@touch $@
