@@ -73,10 +73,16 @@ class GroupsConfig:
     """k of the nearest-neighbour search."""
     row_group: int = 16
     """Groups in a Parquet row group (the unit of the global shuffle)."""
+    duplicate_cosine: float = 1.0
+    """Samples of at least this cosine count as one picture, so that no loss takes them for negatives; 1: off."""
+    cell: int = 250_000
+    """Samples that one task groups at once; larger stores are cut into cells of similar samples."""
 
     def __post_init__(self) -> None:
         for name in ("size", "neighbours", "row_group"):
             require(getattr(self, name) >= 1, f"groups.{name}", getattr(self, name), "at least 1")
+        require(0 < self.duplicate_cosine <= 1, "groups.duplicate_cosine", self.duplicate_cosine, "above 0, at most 1")
+        require(self.cell >= 8 * self.size, "groups.cell", self.cell, f"at least 8 groups.size={self.size} samples")
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,7 @@ def check(config: EmbedConfig, root: Path) -> tuple[Path, ImageTextStore]:
         raise UserError("to is empty: name the folder to write, to=FOLDER")
     if Path(config.to).expanduser().exists():
         raise UserError(f"to={config.to} exists already: name a folder that does not, or remove it first")
-    export = complete_export("model", config.model, root)
-    tasks = json.loads((export / CONFIG).read_text())["tasks"]
-    if not tasks["itc"]["weight"]:
-        raise UserError(f"model={config.model}: it was trained without ITC (tasks.itc.weight was 0), so it has no "
-                        "embeddings: name another model")
+    export = export_with_embeddings(config.model, root)
     store = ImageTextStore(Path(config.data.store) if config.data.store else root / "data" / "demo")
     if not store.exists():
         raise UserError(f"data.store={config.data.store}: {store.path} holds no image-text store: name one that does")
@@ -49,6 +45,16 @@ def check(config: EmbedConfig, root: Path) -> tuple[Path, ImageTextStore]:
         raise UserError(f"data.split={config.data.split}: {store.path} has no sample of that split; it has "
                         f"{_splits(store)}")
     return export, store
+
+
+def export_with_embeddings(model: str, root: Path) -> Path:
+    """The export that `model=` names; UserError where there is none, or one that was trained without ITC."""
+    export = complete_export("model", model, root)
+    tasks = json.loads((export / CONFIG).read_text())["tasks"]
+    if not tasks["itc"]["weight"]:
+        raise UserError(f"model={model}: it was trained without ITC (tasks.itc.weight was 0), so it has no "
+                        "embeddings: name another model")
+    return export
 
 
 def embed(config: EmbedConfig, export: Path, store: ImageTextStore, progress: Progress | None = None) -> dict[str, Any]:
@@ -63,7 +69,7 @@ def embed(config: EmbedConfig, export: Path, store: ImageTextStore, progress: Pr
     except OSError as error:
         raise UserError(f"to={config.to} cannot be made ({error.strerror}): name a writable folder") from error
     try:
-        parts = _parts(store.files(version))
+        parts = parts_of(store.files(version))
         done = _run(parts, Work(export, folder, config.data.split, config.batch), progress)
         manifest = _manifest(config, export, store, version, done)
         left_out = {sample_id: reason for one in done for sample_id, reason in one.left_out.items()}
@@ -78,7 +84,7 @@ def embed(config: EmbedConfig, export: Path, store: ImageTextStore, progress: Pr
     return manifest
 
 
-def _parts(files: Sequence[str]) -> list[Part]:
+def parts_of(files: Sequence[str]) -> list[Part]:
     """The store's files cut at row groups into pieces of about PART_ROWS rows."""
     parts: list[Part] = []
     for file in files:

@@ -60,13 +60,13 @@ def schema(size: int) -> pa.Schema:
 def embed_part(part: Part, work: Work) -> Done:
     """Embed the rows of `part` that belong to the split; a sample without a readable image is left out."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, processor = _load(str(work.export), device)
+    model, processor = load_model(str(work.export), device)
     tables: list[pa.Table] = []
     left_out: dict[str, str] = {}
     captions = 0
     for batch in iter_batches(part.file, COLUMNS, part.row_groups, rows=work.batch):
         rows = [row for row in batch.to_pylist() if not work.split or row["split"] == work.split]
-        good, pixels = _decode(rows, processor, left_out)
+        good, pixels = decode(rows, processor, left_out)
         if good:
             tables.append(_embed(good, pixels, model, processor))
             captions += sum(len(row["captions"]) for row in good)
@@ -75,8 +75,9 @@ def embed_part(part: Part, work: Work) -> Done:
     return Done(part.number, sum(map(len, tables)), captions, left_out)
 
 
-def _decode(rows: list[dict[str, Any]], processor: ASHNetsProcessor,
-            left_out: dict[str, str]) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
+def decode(rows: list[dict[str, Any]], processor: ASHNetsProcessor,
+           left_out: dict[str, str]) -> tuple[list[dict[str, Any]], list[torch.Tensor]]:
+    """The rows whose image decodes and their pixels; the others go into `left_out`: sample id -> reason."""
     good, pixels = [], []
     for row in rows:
         try:
@@ -96,16 +97,18 @@ def _embed(rows: list[dict[str, Any]], pixels: list[torch.Tensor], model: ASHNet
     texts = (text_encoder(model, processor)(captions).float().cpu().numpy() if captions
              else np.zeros((0, size), np.float32))
     offsets = np.cumsum([0, *(len(row["captions"]) for row in rows)], dtype=np.int32)
-    return pa.table([pa.array([row["sample_id"] for row in rows]), _vectors(images),
-                     pa.ListArray.from_arrays(pa.array(offsets), _vectors(texts))], schema=schema(size))
+    return pa.table([pa.array([row["sample_id"] for row in rows]), vector_column(images),
+                     pa.ListArray.from_arrays(pa.array(offsets), vector_column(texts))], schema=schema(size))
 
 
-def _vectors(values: Float32[np.ndarray, "N E"]) -> pa.FixedSizeListArray:
+def vector_column(values: Float32[np.ndarray, "N E"]) -> pa.FixedSizeListArray:
+    """One vector a row."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 @lru_cache(maxsize=1)
-def _load(export: str, device: str) -> tuple[ASHNetsModel, ASHNetsProcessor]:
+def load_model(export: str, device: str) -> tuple[ASHNetsModel, ASHNetsProcessor]:
+    """The model, once a process, computing on one thread."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     model, processor = load(export)

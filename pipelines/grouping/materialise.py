@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,12 @@ GROUP_SCHEMA = pa.schema([
     ("image_classes", pa.list_(pa.int64())),
     ("real", pa.list_(pa.bool_())),
 ])
-"""A row of the grouped store: G entries in every list; `real` is False for a padding copy."""
+"""A row of the grouped store: G entries in every list; `real` is False for a padding copy.
+
+Samples of one value in `image_classes` count as one picture: their image class in the store, or, where
+`groups.duplicate_cosine` united several, the smallest of those. ITC, ITM and STUA take none of them for the others'
+negatives.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,43 +101,59 @@ def configuration_hash(configuration: Mapping[str, Any]) -> str:
 def existing(path: Path, configuration: Mapping[str, Any]) -> GroupedStore | None:
     """The grouped store at `path` if it was built with this configuration; None where `path` does not exist.
 
+    A caller without a model takes groups that a model compared, since his text settings say nothing about those.
     ValueError, naming what differs, where something else is there.
     """
     if not path.exists():
         return None
     store = GroupedStore.open(path)
-    if store.manifest["configuration_hash"] != configuration_hash(configuration):
-        built = store.manifest["configuration"]
-        different = ", ".join(f"{key}={built.get(key)!r} (now {value!r})"
-                              for key, value in configuration.items() if built.get(key) != value)
+    built, wanted = store.manifest["configuration"], dict(configuration)
+    if "model" in built and "text" in wanted:
+        wanted["model"] = built["model"]
+        del wanted["text"]
+    if configuration_hash(built) != configuration_hash(wanted):
+        keys = [*wanted, *sorted(built.keys() - wanted.keys())]
+        different = ", ".join(f"{key}={built.get(key)!r} (now {wanted.get(key)!r})" for key in keys
+                              if built.get(key) != wanted.get(key))
         raise ValueError(f"{path} holds groups of another configuration: {different}; "
                          "name another groups.path, or remove the folder")
     return store
 
 
 def materialise(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"], path: Path,
-                row_group: int, configuration: Mapping[str, Any], facts: Mapping[str, Any]) -> GroupedStore:
+                row_group: int, configuration: Mapping[str, Any], facts: Mapping[str, Any],
+              finish: Callable[[GroupedStore], None] | None = None) -> GroupedStore:
     """Write the groups (row numbers of `samples.table`), in their order, to the folder `path`, whole or not at all.
 
     A row group holds `row_group` groups; files end at about MAX_FILE_BYTES. The manifest takes `facts` beside the
-    configuration. Raises ValueError where the store changed since `samples` was read, or where `path` exists.
+    configuration. `finish` may add to the folder before it gets its name. Raises ValueError where the store changed
+    since `samples` was read, or where `path` exists.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
-    building = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.building")
-    building.mkdir()
-    try:
+    with building_folder(path) as building:
         files = _write_parts(samples, groups, real, building, row_group)
         manifest = {"format": FORMAT, "groups": len(groups), "size": groups.shape[1], **facts, "files": files,
                     "configuration": dict(configuration), "configuration_hash": configuration_hash(configuration)}
         write_atomically(building / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        if finish is not None:
+            finish(GroupedStore.open(building))
         if path.exists():
             raise ValueError(f"{path} came into being while its groups were built: start again")
         building.rename(path)
         sync(path.parent)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return GroupedStore.open(path)
+
+
+@contextmanager
+def building_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to build in, removed after the block, or by the next build where this one is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
+    folder = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.building")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

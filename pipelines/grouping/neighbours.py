@@ -27,10 +27,7 @@ def nearest_of_another_class(
     WIDEST, for samples whose nearest are their own duplicates. One thread: FAISS's ids differ between thread counts.
     Raises ValueError for vectors that are not finite.
     """
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise ValueError(f"{len(bad)} of {len(vectors)} embeddings are not finite (the first is row {bad[0]}): "
-                         "the model that embeds is broken; name another one")
+    check_finite(vectors)
     samples = len(vectors)
     ids = np.full((samples, k), -1, np.int64)
     cosines = np.full((samples, k), -1, np.float32)
@@ -43,6 +40,34 @@ def nearest_of_another_class(
             rows = rows[ids[rows, -1] < 0] if width < limit else rows[:0]
             width = min(limit, 4 * width)
     return ids, cosines
+
+
+def pairs_above(vectors: Float32[np.ndarray, "N D"], cosine: float, k: int = 16) -> Int64[np.ndarray, "P 2"]:
+    """Pairs of samples of at least this cosine, the lower id first: enough of them to connect all that belong together.
+
+    A sample whose k nearest are all that near is looked at again with more, up to WIDEST. One thread.
+    """
+    found: list[Int64[np.ndarray, "p 2"]] = []
+    limit = min(len(vectors), WIDEST)
+    with one_thread():
+        index = build_index(vectors)
+        rows, width = np.arange(len(vectors)), min(limit, k)
+        while len(rows):
+            ids, cosines = _search(index, vectors[rows], width)
+            near = (cosines >= cosine) & (ids >= 0) & (ids != rows[:, None])
+            pairs = np.stack([np.repeat(rows, near.sum(axis=1)), ids[near]], axis=1)
+            found.append(np.unique(np.sort(pairs, axis=1), axis=0))
+            rows = rows[cosines[:, -1] >= cosine] if width < limit else rows[:0]
+            width = min(limit, 4 * width)
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def check_finite(vectors: Float32[np.ndarray, "N D"]) -> None:
+    """ValueError for vectors that are not finite."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{len(bad)} of {len(vectors)} embeddings are not finite (the first is row {bad[0]}): "
+                         "the model that embeds is broken; name another one")
 
 
 @contextmanager

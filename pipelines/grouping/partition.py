@@ -35,6 +35,25 @@ def partition(vectors: Float32[np.ndarray, "N D"], labels: Int32[np.ndarray, "N 
     return replace_padding(vectors, labels, groups)
 
 
+def in_one_cell(vectors: Float32[np.ndarray, "N D"], labels: Int32[np.ndarray, "N C"], size: int, k: int,
+                ) -> tuple[Groups, Real, Float32[np.ndarray, "N k"]]:
+    """`partition` by k neighbours each, and their cosines."""
+    neighbours, cosines = nearest_of_another_class(vectors, labels, k)
+    return *partition(vectors, labels, size, neighbours, cosines), cosines
+
+
+def group_cell(vectors: Float32[np.ndarray, "M D"], labels: Int32[np.ndarray, "M C"], size: int, k: int, samples: int,
+               groups: Groups | None = None) -> tuple[Groups, Float32[np.ndarray, "N k"]]:
+    """Groups of M padded vectors, of which the first `samples` are real: new ones, or `groups` improved by swaps.
+
+    Returns with them the cosines of each sample's nearest of another class (`nearest_of_another_class`).
+    """
+    neighbours, cosines = nearest_of_another_class(vectors[:samples], labels[:samples], k)
+    if groups is None:
+        groups = greedy(vectors, labels, neighbours, cosines, size)
+    return improve(vectors, labels, groups, neighbours), cosines
+
+
 def random_partition(labels: Int32[np.ndarray, "N C"], size: int, seed: int) -> tuple[Groups, Real]:
     """The baseline arm: random groups, without avoidable clashes; otherwise as `partition`."""
     check_count(len(labels), size)

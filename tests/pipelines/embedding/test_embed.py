@@ -125,7 +125,7 @@ def test_mistakes_name_the_thing_and_the_mend(root: Path, tmp_path: Path) -> Non
 
 def test_parts_cover_every_row_group_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "row_group_sizes", lambda file: {"a": [600, 600, 600, 10], "b": [], "c": [3000]}[file])
-    parts = module._parts(["a", "b", "c"])
+    parts = module.parts_of(["a", "b", "c"])
     assert [(part.number, part.file, part.row_groups) for part in parts] == [
         (0, "a", (0, 1)), (1, "a", (2, 3)), (2, "c", (0,))]
 

