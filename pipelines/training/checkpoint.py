@@ -23,7 +23,8 @@ from pipelines.training.run_directory import read_lines
 
 FORMAT = 2
 MANIFEST, IDENTITY = "manifest.json", "identity.json"
-NO_MANIFEST = (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError)
+NO_MANIFEST = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, KeyError,
+               AttributeError)
 """What is raised where a file is not what `_sealed` wrote."""
 Digest = tuple[int, str]
 """A file's size and SHA-256."""
