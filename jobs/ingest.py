@@ -19,10 +19,10 @@ def main(argv: list[str]) -> None:
                                     "SNLI-VE) into a task table. jobs/configs/ingest/ has a commented file a format.")
     print("\n".join(command.difference), flush=True)
     from pipelines.report.stages import StageProgress
-    from pipelines.sources.importing import import_into_store, told
+    from pipelines.sources.importing import import_data, told
 
     connect()
-    print("\n".join(told(import_into_store(command.config, StageProgress()))), flush=True)
+    print("\n".join(told(import_data(command.config, StageProgress()))), flush=True)
 
 
 if __name__ == "__main__":

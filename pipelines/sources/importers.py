@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from pipelines.errors import UserError
-from pipelines.sources import coco, flickr30k, folder, karpathy, visual_genome
+from pipelines.sources import coco, flickr30k, folder, karpathy, nlvr2, snli_ve, visual_genome, vqa
 from pipelines.sources.config import SourceConfig
 from pipelines.sources.files import hash_file, hash_folder, is_folder, list_files, need_file, need_folder
 from pipelines.sources.index import Dropped, Importer, build_index
@@ -20,7 +20,8 @@ VERSION = 1
 """Part of every batch's id: another number, and every data set is ingested anew."""
 IMPORTERS: dict[str, Importer] = {
     "folder": folder.entries, "coco": coco.entries, "karpathy": karpathy.entries, "flickr30k": flickr30k.entries,
-    "vg": visual_genome.entries,
+    "vg": visual_genome.entries, "vqa2": vqa.entries, "vg_qa": vqa.visual_genome_entries, "nlvr2": nlvr2.entries,
+    "snli_ve": snli_ve.entries,
 }
 """Formats whose images lie apart from their captions."""
 TARS = (".tar", ".tar.gz", ".tgz")

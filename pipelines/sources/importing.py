@@ -12,10 +12,11 @@ import pyarrow.compute as pc
 import ray
 
 from pipelines.errors import UserError, is_users_mistake
-from pipelines.sources.config import IngestConfig
-from pipelines.sources.importers import check_places, open_source, settings_of
-from pipelines.sources.index import Dropped, IndexedSource
+from pipelines.sources.config import TASK_FORMATS, IngestConfig
+from pipelines.sources.importers import IMPORTERS, check_places, open_source, settings_of
+from pipelines.sources.index import Dropped, IndexedSource, build_index
 from pipelines.sources.record import Source
+from pipelines.sources.task_table import MANIFEST, manifest_of, write_task_table
 from pipelines.store.ingest import Progress, batch_id_of, demo_sources, ingest
 from pipelines.store.quarantine import quarantine_path, read_quarantine
 from pipelines.store.table import ImageTextStore
@@ -29,13 +30,16 @@ class ImportReport:
     """What an ingest did."""
 
     store: str
-    version: int
+    holder: str
+    """What holds the rows, in words: a version of the store, or the task table."""
     added: int
     """Rows that this run appended."""
     was_there: bool
     """Whether the store had this batch before."""
     rows: dict[tuple[str, str], int]
-    """Rows of the store by (source, split)."""
+    """Rows of the store or table by (source, split)."""
+    duplicates: dict[str, int]
+    """Copies of pictures that the store's ingest found (its IngestReport says which)."""
     quarantined: dict[str, int]
     """Records of this batch that were refused, by reason."""
     quarantine: str
@@ -47,34 +51,68 @@ class ImportReport:
     seconds: float
 
 
-def import_into_store(config: IngestConfig, progress: Progress | None = None) -> ImportReport:
-    """Ingest what `config` names into its store; Ray must be connected.
+def import_data(config: IngestConfig, progress: Progress | None = None) -> ImportReport:
+    """Ingest what `config` names into a store, or a task's data into a task table; Ray must be connected.
 
     Raises UserError or ValueError for what the user can mend: files that are missing or damaged, too many bad records.
     """
-    start = time.monotonic()
-    store = config.data.store
-    if not store:
+    if not config.data.store:
         raise UserError("data.store is missing: name the store that is filled, data.store=PATH")
+    work = _into_table if config.source.format in TASK_FORMATS else _into_store
     try:
-        sources, dropped, was_there = _sources(config, store)
-        report = ingest(sources, config.data, _place(store), progress)
-    except ray.exceptions.RayTaskError as error:
+        return work(config, progress)
+    except ray.exceptions.RayError as error:
         raise _cause(error) from None
+
+
+def _into_store(config: IngestConfig, progress: Progress | None) -> ImportReport:
+    start = time.monotonic()
+    store = _place(config.data.store)
+    sources, dropped, was_there = _sources(config)
+    report = ingest(sources, config.data, store, progress)
     batch_id = batch_id_of(sources, config.data)
-    quarantine = read_quarantine(_place(store), batch_id)
-    missing = quarantine.filter(pc.equal(quarantine["reason"], "missing file"))
-    return ImportReport(store, report.version, report.added, was_there, _rows(store, report.version),
-                        report.quarantined, str(quarantine_path(_place(store)) / f"{batch_id}.parquet"),
-                        missing["reference"].slice(0, SHOWN).to_pylist(), dropped, time.monotonic() - start)
+    rows: Counter[tuple[str, str]] = Counter()
+    for batch in ImageTextStore(store).iter_batches(["source", "split"], version=report.version, rows=65_536):
+        rows.update(zip(batch["source"].to_pylist(), batch["split"].to_pylist(), strict=True))
+    holder = f"version {report.version} of the store"
+    return ImportReport(config.data.store, holder, report.added, was_there, dict(rows), report.duplicates,
+                        report.quarantined, str(quarantine_path(store) / f"{batch_id}.parquet"),
+                        _missing(store, batch_id), dropped, time.monotonic() - start)
+
+
+def _into_table(config: IngestConfig, progress: Progress | None) -> ImportReport:
+    start = time.monotonic()
+    table, source = _place(config.data.store), config.source
+    check_places(source)
+    settings = settings_of(source)
+    batch_id = batch_id_of([IndexedSource(source.source_name, settings, "", (), 0)], config.data)
+    # A sub-folder for each annotations file: the same file in another state takes the earlier one's place.
+    stem = source.path.rpartition("/")[2].partition(".")[0]
+    folder = table / f"{source.format}-{stem}"
+    manifest, dropped = manifest_of(folder), Dropped()
+    was_there = manifest.get("batch_id") == batch_id
+    if not was_there:
+        opened, dropped = build_index(IMPORTERS[source.format], source, settings)
+        manifest = write_task_table(opened, source.format, batch_id, config.data, folder, progress)
+    rows: Counter[tuple[str, str]] = Counter()
+    for path in table.glob(f"*/{MANIFEST}"):
+        of_file = manifest_of(path.parent)
+        rows.update({(of_file["source"], split): count for split, count in of_file["rows"].items()})
+    return ImportReport(config.data.store, "the task table", 0 if was_there else sum(manifest["rows"].values()),
+                        was_there, dict(rows), {}, manifest["quarantined"],
+                        str(quarantine_path(table) / f"{batch_id}.parquet"), _missing(table, batch_id), dropped,
+                        time.monotonic() - start)
 
 
 def told(report: ImportReport) -> list[str]:
     """The report in lines for a person."""
     done = "was there already" if report.was_there else f"added {report.added:,} rows in {report.seconds:.0f} s"
-    lines = [f"{report.store}: {done}; version {report.version} of the store holds"]
+    lines = [f"{report.store}: {done}; {report.holder} holds"]
     lines += [f"  {count:>10,} {source}, {split}" for (source, split), count in sorted(report.rows.items())]
     lines += [f"left out on purpose: {count:,} ({reason})" for reason, count in sorted(report.dropped.items())]
+    copies = [f"{count:,} {kind}" for kind, count in report.duplicates.items() if count]
+    if copies:
+        lines.append(f"copies of pictures: {', '.join(copies)} (docs/data.md says what becomes of them)")
     if report.quarantined:
         lines.append(f"quarantined: {sum(report.quarantined.values()):,} records, listed in {report.quarantine}")
         lines += [f"  {count:>10,} {reason}" for reason, count in report.quarantined.items()]
@@ -84,29 +122,26 @@ def told(report: ImportReport) -> list[str]:
     return lines
 
 
-def _sources(config: IngestConfig, store: str) -> tuple[list[Source], Dropped, bool]:
+def _sources(config: IngestConfig) -> tuple[list[Source], Dropped, bool]:
     """The sources, what they leave out, and whether the store has them already; then they are not opened."""
+    store = ImageTextStore(_place(config.data.store))
     if config.source.format in ("emoji", "scenes"):
         sources = demo_sources(dataclasses.replace(config.data, source=config.source.format))
-        return sources, Dropped(), _has(store, sources, config)
+        return sources, Dropped(), store.has_batch(batch_id_of(sources, config.data))
     check_places(config.source)
     settings = settings_of(config.source)
     closed = IndexedSource(config.source.source_name, settings, "", (), 0)
-    if _has(store, [closed], config):
+    if store.has_batch(batch_id_of([closed], config.data)):
         return [closed], Dropped(), True
     source, dropped = open_source(config.source, settings)
     return [source], dropped, False
 
 
-def _has(store: str, sources: list[Source], config: IngestConfig) -> bool:
-    return ImageTextStore(_place(store)).has_batch(batch_id_of(sources, config.data))
-
-
-def _rows(store: str, version: int) -> dict[tuple[str, str], int]:
-    counts: Counter[tuple[str, str]] = Counter()
-    for batch in ImageTextStore(_place(store)).iter_batches(["source", "split"], version=version, rows=65_536):
-        counts.update(zip(batch["source"].to_pylist(), batch["split"].to_pylist(), strict=True))
-    return dict(counts)
+def _missing(store: Any, batch_id: str) -> list[str]:
+    """The first few references of the batch's records whose image is missing."""
+    refused = read_quarantine(store, batch_id)
+    references: list[str] = refused.filter(pc.equal(refused["reason"], "missing file"))["reference"].to_pylist()
+    return references[:SHOWN]
 
 
 def _place(store: str) -> Any:

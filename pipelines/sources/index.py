@@ -58,6 +58,8 @@ class IndexedSource:
     tables: tuple[Any, ...]
     """References to the tables in Ray's object store, of TABLE rows each but for the last."""
     rows: int
+    pairs: bool = False
+    """Whether an entry's names are two images, not two names of one."""
 
     @property
     def parts(self) -> int:
@@ -97,7 +99,8 @@ def build_index(importer: Importer, config: SourceConfig, settings: Mapping[str,
         rows, dropped = ray.get(references.pop())
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-    return IndexedSource(config.source_name, settings, config.images, tuple(references), rows), dropped
+    return IndexedSource(config.source_name, settings, config.images, tuple(references), rows,
+                         pairs=config.format == "nlvr2"), dropped
 
 
 @ray.remote(max_retries=3)

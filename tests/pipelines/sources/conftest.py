@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.config import DataConfig
 from pipelines.sources.config import IngestConfig, SourceConfig
-from pipelines.sources.importing import ImportReport, import_into_store
+from pipelines.sources.importing import ImportReport, import_data
 from pipelines.store.quarantine import read_quarantine
 from pipelines.store.table import ImageTextStore
 from tests.pipelines.sources.layouts import Truth
@@ -24,7 +24,7 @@ def ingest(ray_local: ModuleType, tmp_path: Path) -> Ingest:
     def run(max_bad_share: float = 0.0, **source: Any) -> ImportReport:
         places = {key: str(value) if isinstance(value, Path) else value for key, value in source.items()}
         data = DataConfig(store=str(tmp_path / "store"), max_bad_share=max_bad_share)
-        return import_into_store(IngestConfig(SourceConfig(**places), data))
+        return import_data(IngestConfig(SourceConfig(**places), data))
     return run
 
 

@@ -228,3 +228,82 @@ def texts_beside(root: Path, found: Sequence[Picture]) -> Truth:
         write(root / f"{p.number}.jpg", p.image)
         write(root / f"{p.number}.txt", "\n".join(p.captions[:3]) + "\n")
     return {f"folder/{p.number}.jpg": (p.image, p.captions[:3], "train") for p in found}
+
+
+def vqa2(root: Path, found: Sequence[Picture], subset: str = "train2014", annotated: bool = True) -> dict[str, Any]:
+    """v2_OpenEnded_mscoco_<subset>_questions.json, v2_mscoco_<subset>_annotations.json and <subset>/.
+
+    Three questions an image, which do not stand together. Returns annotations by sample id.
+    """
+    questions, annotations, truth = [], [], {}
+    for p in found:
+        write(root / subset / f"COCO_{subset}_{p.number:012d}.jpg", p.image)
+        truth[f"coco/{p.number}"] = []
+    for k in range(3):
+        for p in reversed(found):
+            question = {"image_id": p.number, "question": f"What is {p.captions[k]}?",
+                        "question_id": 1000 * p.number + k}
+            answers = [{"answer": ("yes", "no")[(i + k) % 2], "answer_confidence": "maybe", "answer_id": i + 1}
+                       for i in range(10)]
+            answer = {"question_type": "what is", "multiple_choice_answer": "yes", "answers": answers,
+                      "image_id": p.number, "answer_type": "yes/no", "question_id": 1000 * p.number + k}
+            questions.append(question)
+            annotations.append(answer)
+            known = {"question_id": question["question_id"], "question": question["question"]}
+            truth[f"coco/{p.number}"].append({**known, "question_type": "what is", "answer_type": "yes/no",
+                                              "multiple_choice_answer": "yes",
+                                              "answers": [a["answer"] for a in answers]} if annotated else {
+                **known, "question_type": None, "answer_type": None, "multiple_choice_answer": None, "answers": None})
+    write_json(root / f"v2_OpenEnded_mscoco_{subset}_questions.json", {
+        "info": {}, "task_type": "Open-Ended", "data_type": "mscoco", "license": {}, "data_subtype": subset,
+        "questions": questions})
+    if annotated:
+        write_json(root / f"v2_mscoco_{subset}_annotations.json", {
+            "info": {}, "license": {}, "data_subtype": subset, "annotations": annotations, "data_type": "mscoco"})
+    return truth
+
+
+def visual_genome_qa(root: Path, found: Sequence[Picture]) -> dict[str, Any]:
+    """question_answers.json beside visual_genome()'s files."""
+    write_json(root / "question_answers.json", [
+        {"id": p.number, "qas": [{"a_objects": [], "question": f"Where is {p.captions[0]}?", "image_id": p.number,
+                                  "qa_id": 7000 + p.number, "answer": "Here.", "q_objects": []}]} for p in found])
+    return {f"vg/{p.number}": [{"question_id": 7000 + p.number, "question": f"Where is {p.captions[0]}?",
+                                "question_type": None, "answer_type": None, "multiple_choice_answer": "Here.",
+                                "answers": ["Here."]}] for p in found}
+
+
+def nlvr2(root: Path, found: Sequence[Picture], split: str = "train") -> dict[str, Any]:
+    """data/<split>.json (JSON lines) and images/<split>/; two statements a pair; half of the .png are JPEG inside."""
+    lines, truth = [], {}
+    for i in range(0, len(found) - 1, 2):
+        pair, directory = f"{split}-{10 + i}-0", i % 3
+        folder = root / "images" / split / (str(directory) if split == "train" else "")
+        for side in (0, 1):
+            write(folder / f"{pair}-img{side}.png", found[i + side].image)
+        truth[f"nlvr2/{pair}"] = []
+        for k, label in enumerate(("True", "False")):
+            line = {"sentence": found[i].captions[k], "left_url": "https://l", "right_url": "https://r", "label": label,
+                    "identifier": f"{pair}-{k}", "writer": 7, "validation": {"1": label}, "synset": "x", "query": "y"}
+            lines.append(line | ({"directory": directory} if split == "train" else {}))
+            truth[f"nlvr2/{pair}"].append({"identifier": f"{pair}-{k}", "sentence": found[i].captions[k],
+                                           "label": label == "True"})
+    write(root / "data" / f"{split}.json", "".join(json.dumps(line) + "\n" for line in lines[::2] + lines[1::2]))
+    return truth
+
+
+def snli_ve(root: Path, found: Sequence[Picture], spelling: str, split: str = "train") -> dict[str, Any]:
+    """snli_ve_<split>.jsonl over flickr30k-images/; three hypotheses an image."""
+    lines, truth = [], {}
+    for p in found:
+        write(root / "flickr30k-images" / f"{p.number}.jpg", p.image)
+        truth[f"flickr30k/{p.number}"] = []
+        for k, gold in enumerate(("entailment", "neutral", "contradiction")):
+            lines.append({spelling: str(p.number), "gold_label": gold, "captionID": f"{p.number}.jpg#{k}",
+                          "pairID": f"{p.number}.jpg#{k}r1e", "sentence1": "THE PREMISE", "sentence2": p.captions[k],
+                          "annotator_labels": [gold]})
+            truth[f"flickr30k/{p.number}"].append({"pair_id": f"{p.number}.jpg#{k}r1e", "hypothesis": p.captions[k],
+                                                   "label": {"contradiction": 0, "neutral": 1, "entailment": 2}[gold]})
+    apart = lines[::3] + lines[1::3] + lines[2::3]
+    write(root / f"snli_ve_{split}.jsonl", "".join(json.dumps(line) + "\n" for line in apart))
+    return truth
