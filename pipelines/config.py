@@ -48,14 +48,28 @@ class DataConfig:
     """Seed of the generated scenes and of the emoji split."""
     max_pixels: int = 64_000_000
     """Images of more pixels are quarantined before they are decoded."""
+    max_caption: int = 10_000
+    """Samples with a caption of more characters are quarantined."""
     max_bad_share: float = 0.01
     """An ingest with a larger share of bad rows stops, and appends nothing."""
+    encode: Literal["keep", "jpeg"] = "keep"
+    """Images in the store: `keep` the bytes as they came, or encode all anew as JPEG."""
+    quality: int = 90
+    """Quality of images that are encoded anew."""
+    short_side: int = 0
+    """Shrink images whose shorter side is longer to so many pixels, as JPEG; 0: keep their size."""
+    duplicates: Literal["keep", "drop_exact", "drop_near"] = "keep"
+    """Copies of a picture among the ingest's training rows: keep them, drop equal ones, or similar ones (pHash) too."""
 
     def __post_init__(self) -> None:
         for name in ("scenes", "scenes_val"):
             require(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
         require(self.scene_size >= 32, "data.scene_size", self.scene_size, "at least 32 pixels")
-        require(self.max_pixels >= 1, "data.max_pixels", self.max_pixels, "at least 1")
+        for name in ("max_pixels", "max_caption"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        require(1 <= self.quality <= 95, "data.quality", self.quality, "from 1 to 95")
+        require(self.short_side == 0 or self.short_side >= 16, "data.short_side", self.short_side,
+                "0, or at least 16 pixels")
         require(0 <= self.max_bad_share <= 1, "data.max_bad_share", self.max_bad_share, "from 0 to 1")
 
 

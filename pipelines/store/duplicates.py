@@ -1,15 +1,38 @@
-"""Sample ids are unique in a store: find the rows of a new batch whose id is taken, and take them out of its files."""
+"""What a new batch has twice: sample ids, which are unique in a store, and pictures, which may be dropped."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Bool
+from numpy import ndarray
 
+from pipelines.store.copies import Pictures, find_copies
 from pipelines.store.quarantine import QUARANTINE_SCHEMA
 from pipelines.store.schema import read_row_groups, row_group_sizes, write_parquet
 from pipelines.store.table import ImageTextStore
+
+COPY_REASONS = ("exact duplicate", "near duplicate")
+"""Reasons of rows that are dropped because `data.duplicates` wishes it: no faults, so no part of the bad share."""
+_PHASH = r'"phash": "(?P<phash>[0-9a-f]{16})"'
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of a batch."""
+
+    files: list[Path]
+    """The batch's files without the rows that go."""
+    rows: int
+    refused: pa.Table
+    """What went, and why (QUARANTINE_SCHEMA); not the rows that the store has already."""
+    duplicates: dict[str, int]
+    """Rows with an `exact` or a `near` copy before them, and `leaked`: rows for evaluation of which the store holds a
+    copy for training. Empty where the source is not compared."""
 
 
 def content_of(split: str, sha256: str) -> str:
@@ -17,46 +40,85 @@ def content_of(split: str, sha256: str) -> str:
     return f"{split}/{sha256}"
 
 
-def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str) -> tuple[list[Path], int, pa.Table]:
-    """The batch's files without the rows whose id is taken, their number of rows, and the refusals.
+def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mode: str = "keep") -> Kept:
+    """Take out of the batch's files the rows whose id is taken and, as `mode` (`data.duplicates`) says, copies.
 
-    `written` has a row a file (`file`, `sample_ids`, `contents` in the file's order). The first of several rows with
-    one id stays. An id that the store has with the same image and split is no fault: the row is there already.
+    `written` has a row a file (`file`, `sample_ids`, `contents`, `classes`, `phashes` in the file's order; classes and
+    phashes null for rows that are not compared). The first of several rows with one id stays. An id that the store has
+    with the same image and split is no fault: the row is there already. Only training rows go as copies: the split of
+    a benchmark stays whole.
     """
     written = written.filter(pc.not_equal(written["file"], ""))
     lengths = pc.list_value_length(written["sample_ids"]).to_numpy()
-    ids = written["sample_ids"].combine_chunks().flatten()
-    contents = written["contents"].combine_chunks().flatten()
+    ids, contents, classes, phashes = (written[name].combine_chunks().flatten()
+                                       for name in ("sample_ids", "contents", "classes", "phashes"))
+    compared = pc.is_valid(phashes).to_numpy(zero_copy_only=False)
+    known = _known(store, with_pictures=bool(compared.any()))
+    refused, there = _taken(ids, contents, known)
 
+    compared &= ~(refused | there)
+    split = pc.list_element(pc.split_pattern(contents, "/", max_splits=1), 0)
+    train = pc.equal(split, "train").to_numpy(zero_copy_only=False)
+    copies = find_copies(Pictures(classes.filter(pa.array(compared)).to_numpy(),
+                                  phashes.filter(pa.array(compared)).to_numpy(), train[compared]), known.pictures)
+    exact, near = np.zeros((2, len(ids)), bool)
+    if mode != "keep":
+        exact[compared] = copies.exact
+    if mode == "drop_near":
+        near[compared] = copies.near
+    exact, near = exact & train, near & train
+
+    keep = ~(refused | there | exact | near)
+    files = [_keep(store.path / name, keep[start:start + length]) for name, start, length
+             in zip(written["file"].to_pylist(), np.cumsum(lengths) - lengths, lengths, strict=True)
+             if keep[start:start + length].any()]
+    rows = [*_refusals(ids, refused, batch_id, "duplicate id", "this batch or the store has another row under this id"),
+            *_refusals(ids, exact, batch_id, COPY_REASONS[0], "an equal picture stays"),
+            *_refusals(ids, near, batch_id, COPY_REASONS[1], "a similar picture stays")]
+    counts = {"exact": copies.exact, "near": copies.near, "leaked": copies.leaked}
+    return Kept(files, int(keep.sum()), pa.Table.from_pylist(rows, QUARANTINE_SCHEMA),
+                {name: int(mask.sum()) for name, mask in counts.items()} if compared.any() else {})
+
+
+@dataclass(frozen=True)
+class _Known:
+    ids: pa.Array
+    contents: pa.Array
+    pictures: Pictures
+
+
+def _known(store: ImageTextStore, with_pictures: bool) -> _Known:
+    """Ids and contents of all rows of the store; on demand the pictures of those that can be compared."""
+    schema = pa.schema([("sample_id", pa.string()), ("split", pa.string()), ("sha256", pa.string())])
+    columns = [*schema.names, *(["image_class", "metadata"] if with_pictures else [])]
+    parts, classes, hashes, train = [], [np.empty(0, np.int64)], [np.empty(0, np.uint64)], [np.empty(0, bool)]
+    for batch in store.iter_batches(columns, rows=65_536) if store.exists() else ():
+        parts.append(batch.select(schema.names))
+        if with_pictures:
+            texts = pc.struct_field(pc.extract_regex(batch["metadata"], _PHASH), "phash")
+            batch, texts = batch.filter(pc.is_valid(texts)), texts.drop_null()
+            classes.append(batch["image_class"].to_numpy())
+            hashes.append(np.array([int(text, 16) for text in texts.to_pylist()], np.uint64))
+            train.append(pc.equal(batch["split"], "train").to_numpy(zero_copy_only=False))
+    table = pa.Table.from_batches(parts, schema)
+    contents = pc.binary_join_element_wise(table["split"], table["sha256"], "/").combine_chunks()
+    return _Known(table["sample_id"].combine_chunks(), contents,
+                  Pictures(np.concatenate(classes), np.concatenate(hashes), np.concatenate(train)))
+
+
+def _taken(ids: pa.Array, contents: pa.Array, known: _Known) -> tuple[Bool[ndarray, " N"], Bool[ndarray, " N"]]:
+    """Which rows have an id that another row holds, and which ids the store holds (the same row or another)."""
     positions = pa.table({"id": ids, "position": np.arange(len(ids))})
     first = positions.group_by("id").aggregate([("position", "min")])["position_min"].to_numpy()
     refused = np.ones(len(ids), bool)
     refused[first] = False
-    known_ids, known_contents = _known(store)
-    at = pc.index_in(ids, known_ids)
+    at = pc.index_in(ids, known.ids)
     there = pc.is_valid(at).to_numpy(zero_copy_only=False)
-    same = pc.fill_null(pc.equal(known_contents.take(at), contents), False)
-    refused |= there & ~same.to_numpy(zero_copy_only=False)
-
-    files, kept_rows = [], 0
-    for name, start, length in zip(written["file"].to_pylist(), np.cumsum(lengths) - lengths, lengths, strict=True):
-        keep = ~(refused | there)[start:start + length]
-        kept_rows += int(keep.sum())
-        if keep.any():
-            files.append(_keep(store.path / name, keep))
-    return files, kept_rows, _refusals(ids.filter(pa.array(refused)), batch_id)
+    same = pc.fill_null(pc.equal(known.contents.take(at), contents), False)
+    return refused | there & ~same.to_numpy(zero_copy_only=False), there
 
 
-def _known(store: ImageTextStore) -> tuple[pa.Array, pa.Array]:
-    """Ids and contents of all rows of the store."""
-    schema = pa.schema([("sample_id", pa.string()), ("split", pa.string()), ("sha256", pa.string())])
-    batches = list(store.iter_batches(schema.names, rows=65_536)) if store.exists() else []
-    known = pa.Table.from_batches(batches, schema)
-    contents = pc.binary_join_element_wise(known["split"], known["sha256"], "/")
-    return known["sample_id"].combine_chunks(), contents.combine_chunks()
-
-
-def _keep(file: Path, keep: np.ndarray) -> Path:
+def _keep(file: Path, keep: Bool[ndarray, " R"]) -> Path:
     """Rewrite the file with the chosen rows, unless that is all of them."""
     if not keep.all():
         table = read_row_groups(file, range(len(row_group_sizes(file))))
@@ -64,8 +126,8 @@ def _keep(file: Path, keep: np.ndarray) -> Path:
     return file
 
 
-def _refusals(ids: pa.Array, batch_id: str) -> pa.Table:
-    return pa.Table.from_pylist([
-        {"batch_id": batch_id, "source": sample_id.split("/")[0], "reference": sample_id, "reason": "duplicate id",
-         "detail": "this batch or the store has another row under this id"} for sample_id in ids.to_pylist()
-    ], QUARANTINE_SCHEMA)
+def _refusals(ids: pa.Array, which: Bool[ndarray, " N"], batch_id: str, reason: str, detail: str
+              ) -> Iterator[dict[str, str]]:
+    for sample_id in ids.filter(pa.array(which)).to_pylist():
+        yield {"batch_id": batch_id, "source": sample_id.split("/")[0], "reference": sample_id, "reason": reason,
+               "detail": detail}

@@ -1,18 +1,17 @@
 """Ingest: sources -> validated, hashed rows in Parquet files (Ray Data) -> one atomic append to the store.
 
 Every task writes its own files into the store's folder, where nobody sees them before the commit; what comes back to
-the driver is names, ids and refusals, never an image. The batch's id follows from the sources' settings, so the same
-ingest again adds nothing; killed at any point, the store is at the version before or the version after.
+the driver is names, ids, hashes and refusals, never an image. The batch's id follows from the sources' settings, so the
+same ingest again adds nothing; killed at any point, the store is at the version before or the version after.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,40 @@ import ray.data
 from ray.data.context import DataContext
 
 from pipelines.config import DataConfig
+from pipelines.errors import UserError
 from pipelines.sources.emoji import EmojiSource, all_emoji
 from pipelines.sources.record import Rejected, Source
 from pipelines.sources.scenes import ScenesSource
-from pipelines.store.duplicates import content_of, drop_duplicates
+from pipelines.store.attempts import alone, attempt_at, file_name
+from pipelines.store.duplicates import COPY_REASONS, content_of, drop_duplicates
 from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, read_quarantine, write_quarantine
 from pipelines.store.schema import STORE_SCHEMA, write_parquet
 from pipelines.store.table import ImageTextStore
+from pipelines.store.told import raise_told, told
 from pipelines.store.validate import to_row
 
 ROW_FORMAT = 1  # part of the batch's id: another number, and every source is ingested anew
 FILE_ROWS = 4096
 FILE_BYTES = 128 * 2**20
 MAX_TASKS = 256
+MAX_TEXT = 500
+"""Characters of a reference or a detail in the quarantine; a stranger's file may hold any number."""
+ROW_SETTINGS = ("encode", "quality", "short_side", "max_caption", "duplicates")
+"""Settings that decide the rows beside `max_pixels`; part of the batch's id where they differ from the defaults, so
+that what was ingested before they existed keeps its id."""
 
 WRITTEN_SCHEMA = pa.schema([
     ("part", pa.int64()),
     ("file", pa.string()),
     ("sample_ids", pa.list_(pa.string())),
     ("contents", pa.list_(pa.string())),
+    ("classes", pa.list_(pa.int64())),
+    ("phashes", pa.list_(pa.uint64())),
     ("refused", pa.list_(pa.struct(list(QUARANTINE_SCHEMA)))),
+    ("mistake", pa.string()),
 ])
-"""What a task tells the driver of one written file (an empty name: only refusals); contents: see duplicates.py."""
+"""What a task tells the driver of one written file (an empty name: only refusals); contents, classes and phashes: see
+duplicates.py. A mistake of the user's, which ends the ingest, comes as its text: Ray would bury the exception."""
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, total) on the driver."""
@@ -62,6 +73,9 @@ class IngestReport:
     seconds: float
     added: int
     """Rows that this run appended; 0 where the batch was there already."""
+    duplicates: dict[str, int] = field(default_factory=dict)
+    """Rows of the batch that show a picture again, kept or not: `exact`, `near`; `leaked`: rows for evaluation whose
+    picture the store held for training already."""
 
 
 def demo_sources(data: DataConfig) -> list[Source]:
@@ -84,6 +98,8 @@ def batch_id_of(sources: Sequence[Source], data: DataConfig) -> str:
     """The batch's id: the sources' names and a hash of everything that decides its rows."""
     settings = {"format": ROW_FORMAT, "max_pixels": data.max_pixels,
                 "sources": [[source.name, source.settings] for source in sources]}
+    standard = {one.name: one.default for one in fields(DataConfig)}
+    settings |= {name: getattr(data, name) for name in ROW_SETTINGS if getattr(data, name) != standard[name]}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     return "-".join([*(source.name for source in sources), digest[:16]])
 
@@ -92,29 +108,24 @@ def ingest(sources: Sequence[Source], data: DataConfig, store_path: Path,
            progress: Progress | None = None) -> IngestReport:
     """Append the sources' samples to the store as one version; Ray must be connected unless they are there already.
 
-    Records that are no good are quarantined with their reason. Raises ValueError, with nothing appended, where more
-    than `data.max_bad_share` of all records are bad.
+    Records that are no good are quarantined with their reason. Raises UserError, with nothing appended, where more than
+    `data.max_bad_share` of all records are bad, the disk is full or a source says what is wrong with it.
     """
     start = time.monotonic()
     store, batch_id = ImageTextStore(store_path), batch_id_of(sources, data)
-    added = 0
+    added, duplicates = 0, dict[str, int]()
     if not store.has_batch(batch_id):
-        attempt = uuid.uuid4().hex[:8]
-        try:
+        with raise_told(store.path), attempt_at(store) as attempt:
             written = _write_files(sources, data, store.path, batch_id, attempt, progress)
-            added = _commit(written, store, batch_id, data.max_bad_share)
-        finally:
-            # Whatever this attempt wrote and did not commit is of no use to anybody.
-            committed = set(store.files()) if store.exists() else set()
-            for file in store.path.glob(f"*-{attempt}.parquet"):
-                if str(file) not in committed:
-                    file.unlink()
+            added, duplicates = _commit(written, store, batch_id, data)
     version = store.version()
+    if store.has_batch(batch_id):
+        duplicates = json.loads(store.notes(batch_id).get("duplicates", "{}"))
     splits: Counter[str] = Counter()
     for batch in store.iter_batches(["split"], version=version, rows=65_536):
         splits.update(batch["split"].to_pylist())
     return IngestReport(version, dict(sorted(splits.items())), count_reasons(read_quarantine(store.path, batch_id)),
-                        time.monotonic() - start, added)
+                        time.monotonic() - start, added, duplicates)
 
 
 def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batch_id: str, attempt: str,
@@ -123,7 +134,7 @@ def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batc
     assert ray.is_initialized(), "connect to Ray before an ingest"
     parts = [(number, part) for number, source in enumerate(sources) for part in range(source.parts)]
     work = partial(_ingest_parts, sources=list(sources), parts=parts, folder=folder, batch_id=batch_id,
-                   attempt=attempt, max_pixels=data.max_pixels)
+                   attempt=attempt, data=data)
     quiet = DataContext.get_current().copy()
     quiet.enable_progress_bars = progress is None and quiet.enable_progress_bars
     with DataContext.current(quiet):
@@ -133,6 +144,8 @@ def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batc
         table: pa.Table
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(table.select(WRITTEN_SCHEMA.names).cast(WRITTEN_SCHEMA))
+            for mistake in filter(None, tables[-1]["mistake"].to_pylist()):
+                raise UserError(mistake)
             done.update(table["part"].to_pylist())
             if progress is not None:
                 progress("ingest", len(done), len(parts))
@@ -140,31 +153,43 @@ def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batc
 
 
 def _ingest_parts(numbers: pa.Table, sources: list[Source], parts: list[tuple[int, int]], folder: Path, batch_id: str,
-                  attempt: str, max_pixels: int) -> Iterator[pa.Table]:
+                  attempt: str, data: DataConfig) -> Iterator[pa.Table]:
     """One Ray task: read some parts, write their files, and yield a WRITTEN_SCHEMA row for each file."""
     for number in numbers["id"].to_pylist():
         source, part = sources[parts[number][0]], parts[number][1]
-        for piece, (rows, refused) in enumerate(_pieces(source, part, batch_id, max_pixels)):
-            file = ""
-            if rows:
-                file = f"{batch_id}-{number:06d}-{piece:04d}-{attempt}.parquet"
+        try:
+            for piece, (rows, refused) in enumerate(_pieces(source, part, batch_id, data)):
+                file = file_name(batch_id, number, piece, attempt) if rows else ""
                 rows.sort(key=lambda row: row["sample_id"])
-                write_parquet(pa.Table.from_pylist(rows, STORE_SCHEMA), folder / file)
-            yield pa.Table.from_pylist([{
-                "part": number, "file": file, "sample_ids": [row["sample_id"] for row in rows],
-                "contents": [content_of(row["split"], row["sha256"]) for row in rows],
-                "refused": [{"batch_id": batch_id, "source": source.name, "reference": bad.reference,
-                             "reason": bad.reason, "detail": bad.detail} for bad in refused]}], WRITTEN_SCHEMA)
+                if rows:
+                    write_parquet(pa.Table.from_pylist(rows, STORE_SCHEMA), folder / file)
+                yield pa.Table.from_pylist([{
+                    "part": number, "file": file, "sample_ids": [row["sample_id"] for row in rows],
+                    "contents": [content_of(row["split"], row["sha256"]) for row in rows],
+                    "classes": [row["image_class"] for row in rows], "phashes": [row["phash"] for row in rows],
+                    "refused": [{"batch_id": batch_id, "source": source.name, "reference": _short(bad.reference),
+                                 "reason": bad.reason, "detail": _short(bad.detail)} for bad in refused]}],
+                    WRITTEN_SCHEMA)
+        except Exception as error:
+            mistake = told(error, folder)
+            if mistake is None:
+                raise
+            yield pa.Table.from_pylist([{"part": number, "file": "", "mistake": mistake}], WRITTEN_SCHEMA)
 
 
-def _pieces(source: Source, part: int, batch_id: str, max_pixels: int
+def _short(text: str) -> str:
+    """What the quarantine holds of a text: its beginning, as Unicode that can be written."""
+    return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
+
+
+def _pieces(source: Source, part: int, batch_id: str, data: DataConfig
             ) -> Iterator[tuple[list[dict[str, Any]], list[Rejected]]]:
     """A part's rows and refusals, in pieces that fit a file and the memory; at least one piece."""
     rows: list[dict[str, Any]] = []
     refused: list[Rejected] = []
     held = 0
     for record in source.read(part):
-        row = record if isinstance(record, Rejected) else to_row(record, source.name, batch_id, max_pixels)
+        row = record if isinstance(record, Rejected) else to_row(record, source.name, batch_id, data)
         if isinstance(row, Rejected):
             refused.append(row)
         else:
@@ -176,20 +201,26 @@ def _pieces(source: Source, part: int, batch_id: str, max_pixels: int
     yield rows, refused
 
 
-def _commit(written: pa.Table, store: ImageTextStore, batch_id: str, max_bad_share: float) -> int:
-    """Drop duplicates, write the quarantine, judge the bad share, append; returns the rows appended."""
+def _commit(written: pa.Table, store: ImageTextStore, batch_id: str, data: DataConfig) -> tuple[int, dict[str, int]]:
+    """Drop duplicates, write the quarantine, judge the bad share, append; the rows appended, and the copies found.
+
+    Nobody else appends meanwhile: the ids that the store has are looked at before.
+    """
     refused = pa.Table.from_struct_array(written["refused"].combine_chunks().flatten()).cast(QUARANTINE_SCHEMA)
     total = len(written["sample_ids"].combine_chunks().flatten()) + refused.num_rows
-    files, added, duplicates = drop_duplicates(written, store, batch_id)
-    refused = pa.concat_tables([refused, duplicates])
-    where = write_quarantine(store.path, batch_id, [refused]) if refused.num_rows else None
-    if refused.num_rows > max_bad_share * total:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(refused).items())
-        raise ValueError(
-            f"{refused.num_rows} of {total} records are bad ({reasons}), more than data.max_bad_share={max_bad_share}: "
-            f"nothing was appended to {store.path}. {where} lists them; mend the source, or allow a larger share")
-    if not files:
-        return 0
-    store.append(files, batch_id)
-    # Another process that ran the same ingest may have been first: then its files stand for the batch.
-    return added if str(files[0]) in store.files() else 0
+    with alone(store):
+        if store.has_batch(batch_id):  # another process that ran the same ingest was first
+            return 0, {}
+        kept = drop_duplicates(written, store, batch_id, data.duplicates)
+        refused = pa.concat_tables([refused, kept.refused])
+        where = write_quarantine(store.path, batch_id, [refused]) if refused.num_rows else None
+        reasons = count_reasons(refused)
+        bad = sum(count for reason, count in reasons.items() if reason not in COPY_REASONS)
+        if bad > data.max_bad_share * total:
+            listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            raise UserError(
+                f"{bad} of {total} records are bad ({listed}), more than data.max_bad_share={data.max_bad_share}: "
+                f"nothing was appended to {store.path}. {where} lists them; mend the source, or allow a larger share")
+        if kept.files:
+            store.append(kept.files, batch_id, {"duplicates": json.dumps(kept.duplicates)})
+    return kept.rows, kept.duplicates

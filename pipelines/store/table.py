@@ -5,8 +5,9 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +18,8 @@ from deltalake.transaction import AddAction, RemoveAction
 from pipelines.store.schema import STORE_SCHEMA, check_columns, iter_batches, open_parquet, write_parquet
 
 COMMIT_ATTEMPTS = 5
+BATCH = "ashnets.batch_id"
+"""The key of a batch's id in its commit's entry of the log."""
 
 
 class ImageTextStore:
@@ -48,11 +51,22 @@ class ImageTextStore:
         """Whether a batch of this name has been appended."""
         return self._has_log() and self._log().transaction_version(batch_id) is not None
 
-    def append(self, files_or_tables: Sequence[str | Path | pa.Table], batch_id: str) -> int:
+    def batches(self) -> dict[str, dict[str, Any]]:
+        """Delta's entry of every batch's commit (`version, timestamp, ...`, and its notes), the oldest first."""
+        entries = reversed(self._log().history())
+        return {entry[BATCH]: entry for entry in entries if BATCH in entry}
+
+    def notes(self, batch_id: str) -> dict[str, Any]:
+        """What was noted when the batch was appended; empty where nothing was."""
+        return self.batches().get(batch_id, {})
+
+    def append(self, files_or_tables: Sequence[str | Path | pa.Table], batch_id: str,
+               notes: Mapping[str, str] | None = None) -> int:
         """Append everything given as one version; returns the number of a version that holds it.
 
         A file must lie in the store's folder already (`write_parquet` it there); it stays invisible until this
-        commit. Tables are written first, sorted by sample_id. A `batch_id` that is there already adds nothing. Two
+        commit. Tables are written first, sorted by sample_id. `notes` go into the log beside the batch's id (see
+        `notes`). A `batch_id` that is there already adds nothing. Two
         processes that append at the same time both land, or, with the same `batch_id`, one of them does. Raises
         ValueError where a file's columns are not the store's.
         """
@@ -64,7 +78,7 @@ class ImageTextStore:
         failure: DeltaError | None = None
         for _ in range(COMMIT_ATTEMPTS):
             try:
-                self._commit(actions, batch_id)
+                self._commit(actions, batch_id, notes or {})
             except DeltaError as error:
                 failure = error
             if self.has_batch(batch_id):
@@ -115,9 +129,10 @@ class ImageTextStore:
         return AddAction(os.path.relpath(file, self.path), file.stat().st_size, {}, int(time.time() * 1000), True,
                          statistics)
 
-    def _commit(self, actions: list[AddAction | RemoveAction], batch_id: str) -> None:
+    def _commit(self, actions: list[AddAction | RemoveAction], batch_id: str, notes: Mapping[str, str]) -> None:
         schema = Schema.from_arrow(STORE_SCHEMA)
-        properties = CommitProperties(app_transactions=[Transaction(batch_id, 1)])
+        properties = CommitProperties(app_transactions=[Transaction(batch_id, 1)],
+                                      custom_metadata={**notes, BATCH: batch_id})
         # An empty version comes first: racing creations that add files at once would all land, the same batch twice.
         if not self._has_log():
             DeltaTable.create(self._uri, schema, mode="ignore")

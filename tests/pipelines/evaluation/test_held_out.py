@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from ashnets.metrics.retrieval import recalls
 from jobs import cli
-from pipelines.config import PretrainConfig
+from pipelines.config import DataConfig, PretrainConfig
 from pipelines.evaluation.features import extract
 from pipelines.evaluation.held_out import HeldOut
 from pipelines.evaluation.pairs import pair_metrics, pair_totals, wrong_texts
@@ -40,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ImageTextStore:
     source = ScenesSource(train=0, val=19, side=32, seed=0)
     samples = [sample for part in range(source.parts) for sample in source.read(part)]
     assert all(isinstance(sample, Sample) for sample in samples)
-    rows = [to_row(sample, "scenes", "b", 1 << 20) for sample in samples]
+    rows = [to_row(sample, "scenes", "b", DataConfig()) for sample in samples]
     rows += [rows[0] | {"sample_id": f"scenes/val/9{i}"} for i in range(2)]
     made = ImageTextStore(tmp_path_factory.mktemp("held-out") / "store")
     made.append([pa.Table.from_pylist(rows, schema=STORE_SCHEMA)], "b")

@@ -11,6 +11,9 @@ from pipelines.store.duplicates import content_of, drop_duplicates
 from pipelines.store.schema import STORE_SCHEMA, write_parquet
 from pipelines.store.table import ImageTextStore
 
+WRITTEN = pa.schema([
+    ("file", pa.string()), ("sample_ids", pa.list_(pa.string())), ("contents", pa.list_(pa.string())),
+    ("classes", pa.list_(pa.int64())), ("phashes", pa.list_(pa.uint64()))])
 ROWS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1), st.sampled_from(["train", "val"])), max_size=6)
 
 
@@ -34,10 +37,9 @@ def test_verdicts_equal_a_plain_loop(there: dict[int, tuple[int, str]],
             if rows:
                 write_parquet(table(rows), store.path / name)
             written.append({"file": name, "sample_ids": [f"s/{i}" for i, _, _ in rows],
-                            "contents": [content_of(s, str(h)) for _, h, s in rows]})
-        kept, count, refused = drop_duplicates(pa.Table.from_pylist(written, pa.schema([
-            ("file", pa.string()), ("sample_ids", pa.list_(pa.string())), ("contents", pa.list_(pa.string()))])),
-            store, "b")
+                            "contents": [content_of(s, str(h)) for _, h, s in rows], "classes": [0] * len(rows),
+                            "phashes": [None] * len(rows)})
+        kept = drop_duplicates(pa.Table.from_pylist(written, WRITTEN), store, "b")
 
         taken: set[int] = set()
         good, bad = [], []
@@ -48,10 +50,11 @@ def test_verdicts_equal_a_plain_loop(there: dict[int, tuple[int, str]],
                 elif i not in there:
                     good.append((f"s/{i}", str(h), s))
                 taken.add(i)
-        assert refused["reference"].to_pylist() == bad and set(refused["reason"].to_pylist()) <= {"duplicate id"}
-        assert count == len(good)
-        if kept:
-            store.append(kept, "b")
+        assert kept.refused["reference"].to_pylist() == bad
+        assert set(kept.refused["reason"].to_pylist()) <= {"duplicate id"}
+        assert kept.rows == len(good) and kept.duplicates == {}
+        if kept.files:
+            store.append(kept.files, "b")
         rows = [row for batch in store.iter_batches() for row in batch.to_pylist()] if store.exists() else []
         new = [(r["sample_id"], r["sha256"], r["split"]) for r in rows if int(r["sample_id"][2:]) not in there]
         assert new == good and len(rows) == len(there) + len(good)

@@ -18,6 +18,7 @@ from pipelines.config import DataConfig
 from pipelines.sources.emoji import emoji_of_split
 from pipelines.sources.record import Rejected, Sample
 from pipelines.sources.scenes import ScenesSource
+from pipelines.store.attempts import LOCKS
 from pipelines.store.ingest import batch_id_of, ingest, ingest_demo
 from pipelines.store.quarantine import quarantine_path, read_quarantine
 from pipelines.store.table import ImageTextStore
@@ -40,7 +41,7 @@ class Numbers:
     crash_in_part: int = -1
 
     name = "numbers"
-    kinds = ("empty caption", "not an image", "broken image", "too many pixels", "missing file", "duplicate id")
+    kinds = ("empty caption", "not an image", "truncated", "too many pixels", "missing file", "duplicate id")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def content(path: Path) -> list[dict[str, Any]]:
 
 
 def parquet_files(path: Path) -> set[str]:
-    return {str(file) for file in path.rglob("*") if file.is_file() and "_delta_log" not in file.parts}
+    return {str(file) for file in path.rglob("*") if file.is_file() and not {"_delta_log", LOCKS} & set(file.parts)}
 
 
 def test_the_demo_holds_emoji_and_scenes_and_no_unseen_emoji_in_training(tmp_path: Path) -> None:

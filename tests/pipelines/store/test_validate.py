@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipelines.config import DataConfig
 from pipelines.sources.record import Rejected, Sample
-from pipelines.store.validate import BadImage, decode, picture_class, to_row
+from pipelines.store.images import BadImage, decode, picture_class
+from pipelines.store.validate import to_row
 
 
 def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
@@ -38,28 +40,29 @@ def png_bomb(side: int) -> bytes:
 
 def test_a_good_sample_becomes_a_row_with_its_bytes_untouched() -> None:
     image = encoded(picture(), "JPEG")
-    row = to_row(Sample("s/1", "train", image, (" a dog ", "", "two"), {"b": 1, "a": "ü"}), "s", "batch", 10_000)
+    sample = Sample("s/1", "train", image, (" a dog ", "", "two"), {"b": 1, "a": "ü"})
+    row = to_row(sample, "scenes", "batch", DataConfig())
     assert isinstance(row, dict)
     assert row["image"] == image and row["sha256"] == hashlib.sha256(image).hexdigest()
     assert (row["width"], row["height"]) == (30, 20)
     assert row["captions"] == ["a dog", "two"] and json.loads(row["metadata"]) == {"a": "ü", "b": 1}
-    assert (row["sample_id"], row["source"], row["split"], row["batch_id"]) == ("s/1", "s", "train", "batch")
+    assert (row["sample_id"], row["source"], row["split"], row["batch_id"]) == ("s/1", "scenes", "train", "batch")
 
 
 @pytest.mark.parametrize("image,captions,reason", [
     (encoded(picture()), (), "empty caption"),
     (encoded(picture()), ("", " \n"), "empty caption"),
-    (b"", ("a",), "not an image"),
+    (b"", ("a",), "empty file"),
     (b"<html>404</html>", ("a",), "not an image"),
     (encoded(picture(), "TIFF"), ("a",), "not an image"),
-    (encoded(picture(), "JPEG")[:-300], ("a",), "broken image"),
-    (encoded(picture())[:900], ("a",), "broken image"),
+    (encoded(picture(), "JPEG")[:-300], ("a",), "truncated"),
+    (encoded(picture())[:900], ("a",), "truncated"),
     (encoded(picture(200, 201)), ("a",), "too many pixels"),
     (png_bomb(12_000), ("a",), "too many pixels"),  # where Pillow only warns
     (png_bomb(50_000), ("a",), "too many pixels"),  # where Pillow refuses, with no OSError
 ])
 def test_each_fault_has_its_reason(image: bytes, captions: tuple[str, ...], reason: str) -> None:
-    row = to_row(Sample("s/1", "train", image, captions), "s", "batch", 40_000)
+    row = to_row(Sample("s/1", "train", image, captions), "s", "batch", DataConfig(max_pixels=40_000))
     assert isinstance(row, Rejected) and row.reference == "s/1" and row.reason == reason
 
 
@@ -91,4 +94,4 @@ def test_mutated_bytes_are_decoded_or_refused_and_nothing_else(kind: str, data: 
     try:
         assert decode(bytes(image), 10_000).dtype == np.uint8
     except BadImage as error:
-        assert error.reason in ("not an image", "broken image", "too many pixels")
+        assert error.reason in ("not an image", "broken image", "too many pixels", "truncated")

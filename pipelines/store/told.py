@@ -1,0 +1,41 @@
+"""What goes wrong in an ingest and is the user's to mend, told in one line: a full disk, a folder that is read-only."""
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.errors import UserError, is_users_mistake
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def told(error: Exception, folder: Path) -> str | None:
+    """The line that tells the user of an error that he can mend; None for any other."""
+    if is_users_mistake(error):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        # Delta and Arrow hand on the system's words without its number.
+        if number in _FULL or "No space left on device" in str(cause) or "Disk quota exceeded" in str(cause):
+            return (f"the disk of {folder} is full: nothing was appended, what was there is untouched; free some space "
+                    "and run the same command again")
+        if number in _READ_ONLY and str(getattr(cause, "filename", "")).startswith(str(folder)):
+            return f"{folder} cannot be written ({cause}): mend its permissions, or name another data.store"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+@contextmanager
+def raise_told(folder: Path) -> Iterator[None]:
+    """Turn an error that the user can mend into a UserError."""
+    try:
+        yield
+    except Exception as error:
+        line = told(error, folder)
+        if line is None:
+            raise
+        raise UserError(line) from error
