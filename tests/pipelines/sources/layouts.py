@@ -43,7 +43,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 
 def write_json(path: Path, content: Any) -> Path:
-    return write(path, json.dumps(content))
+    return write(path, json.dumps(content, ensure_ascii=False))
 
 
 def coco(root: Path, found: Sequence[Picture], split: str = "train2014") -> Truth:
