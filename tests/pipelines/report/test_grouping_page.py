@@ -21,9 +21,9 @@ FACTS = {"embedding": "captions <b>by</b> a BERT", "store": "/data/store", "data
 
 @pytest.fixture
 def built(tmp_path: Path) -> GroupedStore:
-    """12 groups of 4, the last place a copy, in row groups of 5; the image of sample 9 is broken."""
+    """12 groups of 4, the last place a copy, in row groups of 5; the image of sample 5 is broken."""
     rows = scene_rows(47, 0)
-    rows[9]["image"] = b"no image"
+    rows[5]["image"] = b"no image"
     rows[1]["captions"] = ["<script>alert(1)</script>"]
     samples = Samples.read(make_store(tmp_path / "store", rows), 1, "train")
     groups = np.arange(48).reshape(12, 4)
