@@ -64,6 +64,21 @@ class FeedPlan:
         """Steps whose micro-batches for one of `world` ranks travel in one block."""
         return -(-BLOCK_GROUPS // (rounds(self.atoms_per_step, world) * self.groups_per_atom))
 
+    def streams(self, start_step: int, stop_step: int) -> list[tuple[int, int]]:
+        """Steps [start_step, stop_step) cut before each step that is the first to need a later stage of the groups.
+
+        Each piece is read by a pipeline of its own, which starts when it is asked for: one that read ahead into a
+        stage that is still being built would hold the CPUs that the building needs.
+        """
+        cuts = [start_step]
+        if self.stages is not None:
+            epoch_groups = self.store().groups
+            stage = 1
+            while (first := self.stages.begins(stage, epoch_groups) // self.step_groups) < stop_step:
+                cuts += [first] if first > cuts[-1] else []
+                stage += 1
+        return list(zip(cuts, [*cuts[1:], stop_step], strict=True))
+
     def padding_groups(self, world: int) -> int:
         """Rows of weight 0 behind every step, so that each of `world` ranks runs equally many micro-batches."""
         return (rounds(self.atoms_per_step, world) * world - self.atoms_per_step) * self.groups_per_atom
@@ -77,14 +92,15 @@ class FeedPlan:
         return _open_store(self.groups_path)
 
     def store_of(self, epoch: int) -> GroupedStore:
-        """The grouped store of an epoch's stage; waits where it is still being built.
+        """The grouped store of an epoch's stage.
 
-        Raises ValueError where a stage's groups are not as many, in as large row groups, as those of the first.
+        Raises FileNotFoundError where it has not been built, and ValueError where its groups are not as many, in as
+        large row groups, as those of the first.
         """
         stage = self.stages.number(epoch) if self.stages else 0
         if self.stages is None or stage == 0:
             return self.store()
-        later = _open_store(str(self.stages.wait(stage)))
+        later = _open_store(str(self.stages.groups(stage)))
         if [rows for _, _, rows in later.row_groups] != [rows for _, _, rows in self.store().row_groups]:
             raise ValueError(f"{later.path} has other row groups than {self.groups_path}: remove it, it is built again")
         return later

@@ -6,13 +6,10 @@ Stage 0 is the grouped store that training started with. All stages group the sa
 """
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import FinalError
-
-POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,9 +59,3 @@ class Stages:
             why = self.failure(stage).read_text().strip()
             raise FinalError(f"stage {stage} of the groups could not be built: {why}")
         return False
-
-    def wait(self, stage: int) -> Path:
-        """The stage's grouped store, once it is there; FinalError where it could not be built."""
-        while not self.ready(stage):
-            time.sleep(POLL_SECONDS)
-        return self.groups(stage)

@@ -60,10 +60,10 @@ def reorder(batch: pa.Table, plan: FeedPlan, world: int) -> pa.Table:
 
 
 class FeedDataConfig(ray.train.DataConfig):
-    """Ray Train's data configuration: builds the stream anew at every start of the worker group.
+    """Ray Train's data configuration: builds the streams anew at every start of the worker group.
 
     `start_step` is called then, and gives the step that the group will resume from. The datasets that the trainer
-    was given only lend their names.
+    was given count for nothing.
     """
 
     def __init__(self, plan: FeedPlan, start_step: Callable[[], int], stop_step: int) -> None:
@@ -74,13 +74,19 @@ class FeedDataConfig(ray.train.DataConfig):
 
     def configure(self, datasets: dict[str, Dataset], world_size: int, worker_handles: list[Any] | None,
                   worker_node_ids: list[str] | None, **kwargs: Any) -> list[dict[str, DataIterator]]:
-        """One iterator a rank and name."""
+        """One iterator a rank and stream."""
         output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        for name in datasets:
-            stream = build_stream(self._plan, self._start_step(), self._stop_step, world_size)
+        start = self._start_step()
+        for first, last in self._plan.streams(start, self._stop_step) if start < self._stop_step else []:
+            stream = build_stream(self._plan, first, last, world_size)
             for rank, part in enumerate(stream.streaming_split(world_size, equal=False)):
-                output[rank][name] = part
+                output[rank][stream_name(first)] = part
         return output
+
+
+def stream_name(first_step: int) -> str:
+    """The name of the stream that begins with a step."""
+    return f"train from step {first_step}"
 
 
 def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, world: int) -> Iterator[MicroBatch]:
@@ -91,9 +97,9 @@ def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, wo
     # Here and not above, so that the process which builds the stream never loads torch.
     from pipelines.feed.batches import micro_batches
 
-    if start_step >= stop_step:
-        return iter(())
-    return micro_batches(whole_blocks(ray.train.get_dataset_shard("train")), plan, start_step, stop_step, rank, world)
+    for first, last in plan.streams(start_step, stop_step) if start_step < stop_step else []:
+        blocks = whole_blocks(ray.train.get_dataset_shard(stream_name(first)))
+        yield from micro_batches(blocks, plan, first, last, rank, world)
 
 
 def whole_blocks(shard: DataIterator) -> Iterator[pa.Table]:

@@ -10,12 +10,14 @@ import time
 import torch
 import torch.distributed as dist
 
-from pipelines.feed.stages import POLL_SECONDS, Stages
+from pipelines.feed.stages import Stages
 from pipelines.model_source import WEIGHTS
 from pipelines.training.engine import Engine
 from pipelines.training.from_rest import recalibrate_from_rest
 from pipelines.training.job import TrainingJob
 from pipelines.training.watchdog import Watchdog
+
+POLL_SECONDS = 0.5
 
 
 class StageModels:

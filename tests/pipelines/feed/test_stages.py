@@ -1,7 +1,6 @@
-"""Stages take over at fixed positions; the feed waits for a late one, and a failed one is a loud error."""
+"""Stages take over at fixed positions; one that failed, or has another size, is a loud error."""
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,29 +29,39 @@ def test_positions_of_stages_and_their_models() -> None:
     assert Stages("", 1, 400).model_step(1, 37, 6) == 1
 
 
-def test_a_stage_takes_over_inside_a_step_and_the_feed_waits_for_it(staged: FeedPlan, small_store: SmallStore,
-                                                                    tmp_path: Path) -> None:
+def test_a_stage_takes_over_inside_a_step(staged: FeedPlan, small_store: SmallStore) -> None:
     """The second stage's groups carry other ids: position 73 is the first stage's last, in the middle of a step."""
     assert staged.stages
     rows = [row | {"group_id": row["group_id"] + 5000} for row in reversed(small_store.rows)]
-    building = write_groups(tmp_path / "building", rows)
-    staged.stages.path(1).mkdir(parents=True)
-    late = threading.Timer(1.0, building.rename, (staged.stages.groups(1),))
-    late.start()
+    write_groups(staged.stages.groups(1), rows)
     batches = list(local_batches(staged, 0, 20))
-    late.join()
     ids = [i for batch in batches for i in batch.group_ids]
     assert sorted(ids[:37]) == sorted(ids[37:74]) == list(range(1000, 1037))
     assert sorted(ids[74:111]) == list(range(6000, 6037)) and min(ids[111:]) >= 6000
     assert [batch.epoch for batch in batches if batch.position in (72, 74)] == [1, 2]
 
 
-def test_a_stage_that_failed_ends_the_run(staged: FeedPlan) -> None:
+def test_no_stream_needs_a_stage_before_its_model_is_made(staged: FeedPlan) -> None:
+    assert staged.streams(0, 20) == [(0, 12), (12, 20)] and staged.streams(12, 20) == [(12, 20)]
+    assert staged.streams(13, 40) == [(13, 24), (24, 37), (37, 40)]
     assert staged.stages
+    for lead in range(37):
+        plan = replace(staged, stages=replace(staged.stages, lead=lead))
+        assert plan.stages
+        for stage in (1, 2, 3):
+            first = [first for first, _ in plan.streams(0, 60)][stage]
+            assert plan.stages.model_step(stage, 37, 6) <= first
+            assert first * 6 <= plan.stages.begins(stage, 37) < first * 6 + 6
+
+
+def test_a_stage_that_failed_is_a_loud_error(staged: FeedPlan) -> None:
+    assert staged.stages and not staged.stages.ready(1)
+    with pytest.raises(FileNotFoundError, match="stage-0001"):
+        list(local_batches(staged, 12, 13))
     staged.stages.path(1).mkdir(parents=True)
     staged.stages.failure(1).write_text("the disk is full\n")
     with pytest.raises(FinalError, match="stage 1 of the groups could not be built: the disk is full"):
-        list(local_batches(staged, 12, 13))
+        staged.stages.ready(1)
 
 
 def test_a_stage_of_another_size_is_refused(staged: FeedPlan, small_store: SmallStore) -> None:

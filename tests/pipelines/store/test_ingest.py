@@ -1,6 +1,7 @@
 """Ingest with Ray Data: everything good arrives bit for bit, everything bad is counted, and all or nothing appears."""
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ import pytest
 from PIL import Image
 
 from pipelines.config import DataConfig
+from pipelines.errors import UserError
 from pipelines.sources.emoji import emoji_of_split
 from pipelines.sources.record import Rejected, Sample
 from pipelines.sources.scenes import ScenesSource
-from pipelines.store.attempts import LOCKS
-from pipelines.store.ingest import batch_id_of, ingest, ingest_demo
+from pipelines.store.attempts import LOCKS, alone, attempt_at, file_name, remove_orphans
+from pipelines.store.ingest import batch_id_of, demo_sources, ingest, ingest_demo
 from pipelines.store.quarantine import quarantine_path, read_quarantine
 from pipelines.store.table import ImageTextStore
 
@@ -41,7 +43,8 @@ class Numbers:
     crash_in_part: int = -1
 
     name = "numbers"
-    kinds = ("empty caption", "not an image", "truncated", "too many pixels", "missing file", "duplicate id")
+    kinds = ("empty caption", "caption too long", "wrong encoding", "empty file", "not an image", "truncated",
+             "broken image", "too many pixels", "missing file", "unsafe name", "failed download", "duplicate id")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,13 +67,20 @@ class Numbers:
         return Sample(f"numbers/{i:04d}", "train" if i % 4 else "val", jpeg(i), (f"number {i}", "noise"), {"n": i})
 
     def spoilt(self, i: int) -> Iterator[Sample | Rejected]:
-        large = io.BytesIO()
+        large, flipped = io.BytesIO(), io.BytesIO()
         Image.new("1", (101, 100)).save(large, "PNG")
+        Image.open(io.BytesIO(jpeg(i))).save(flipped, "PNG")
         yield Sample(f"numbers/empty{i}", "train", jpeg(i), (" ",))
+        yield Sample(f"numbers/long{i}", "train", jpeg(i), ("x" * 10_001,))
+        yield Sample(f"numbers/half{i}", "train", jpeg(i), ("half of a pair: \ud83d",))
+        yield Sample(f"numbers/nothing{i}", "train", b"", ("a",))
         yield Sample(f"numbers/text{i}", "train", b"no image", ("a",))
         yield Sample(f"numbers/cut{i}", "train", jpeg(i)[:-60], ("a",))
+        yield Sample(f"numbers/flipped{i}", "train", flipped.getvalue().replace(b"IDATx", b"IDATy"), ("a",))
         yield Sample(f"numbers/large{i}", "train", large.getvalue(), ("a",))
-        yield Rejected(f"numbers/gone{i}.jpg", "missing file")
+        yield Rejected(f"numbers/gone{i}.jpg", "missing file", "x" * 10_000)
+        yield Rejected(f"../{i}\udcff.jpg", "unsafe name")
+        yield Rejected(f"numbers/{i}", "failed download", "HTTP 404")
         yield Sample(f"numbers/{i:04d}", "train", jpeg(10_000 + i), ("another picture",))
 
 
@@ -107,7 +117,7 @@ def test_the_demo_holds_emoji_and_scenes_and_no_unseen_emoji_in_training(tmp_pat
 
 def test_good_rows_arrive_bit_for_bit_and_bad_ones_are_counted_by_reason(tmp_path: Path) -> None:
     source, store = Numbers(good=200, bad=50), tmp_path / "store"
-    report = ingest([source], DataConfig(max_pixels=10_000, max_bad_share=.7), store)
+    report = ingest([source], DataConfig(max_pixels=10_000, max_bad_share=.8), store)
     assert report.quarantined == dict.fromkeys(Numbers.kinds, 50)
     assert report.added == 200 and report.rows_by_split == {"train": 150, "val": 50}
 
@@ -120,17 +130,18 @@ def test_good_rows_arrive_bit_for_bit_and_bad_ones_are_counted_by_reason(tmp_pat
         assert (row["width"], row["height"], row["batch_id"]) == (16, 16, batch_id_of(
             [source], DataConfig(max_pixels=10_000)))
     refused = read_quarantine(store).to_pylist()
-    assert len(refused) == 300 and {row["source"] for row in refused} == {"numbers"}
+    assert len(refused) == 600 and {row["source"] for row in refused} == {"numbers"}
     assert {row["reference"] for row in refused if row["reason"] == "missing file"} == {
         f"numbers/gone{i}.jpg" for i in range(50)}
+    assert max(len(row["detail"]) for row in refused) == 500
 
 
 def test_too_many_bad_rows_append_nothing_and_say_so(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    with pytest.raises(ValueError, match=r"6 of 66 records are bad \(1 .*max_bad_share=0.01: nothing was appended"):
+    with pytest.raises(ValueError, match=r"12 of 72 records are bad \(1 .*max_bad_share=0.01: nothing was appended"):
         ingest([Numbers(good=60, bad=1)], DataConfig(max_pixels=10_000), store)
     assert not ImageTextStore(store).exists() and not parquet_files(store)
-    assert read_quarantine(store).num_rows == 6
+    assert read_quarantine(store).num_rows == 12
 
     ingest([Numbers()], DataConfig(), store)
     before = content(store)
@@ -138,8 +149,8 @@ def test_too_many_bad_rows_append_nothing_and_say_so(tmp_path: Path) -> None:
         ingest([Numbers(good=90, bad=30)], DataConfig(max_pixels=10_000), store)
     assert content(store) == before and parquet_files(store) == set(ImageTextStore(store).files())
 
-    ingest([Numbers(good=60, bad=1)], DataConfig(max_pixels=10_000, max_bad_share=.1), store)
-    assert read_quarantine(store, batch_id_of([Numbers(60, 1)], DataConfig(max_pixels=10_000))).num_rows == 6
+    ingest([Numbers(good=60, bad=1)], DataConfig(max_pixels=10_000, max_bad_share=.2), store)
+    assert read_quarantine(store, batch_id_of([Numbers(60, 1)], DataConfig(max_pixels=10_000))).num_rows == 12
 
 
 def test_the_same_ingest_again_adds_nothing_and_needs_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,10 +196,124 @@ def test_a_source_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not quarantine_path(store).exists()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One part with the pictures of these numbers, some shrunk, under ids and splits as given."""
+
+    rows: tuple[tuple[str, str, int, bool], ...]
+    name: str = "rows"
+
+    parts = 1
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def read(self, part: int) -> Iterator[Sample]:
+        for name, split, number, shrunk in self.rows:
+            small = np.random.default_rng(number).integers(0, 256, (6, 6, 3), np.uint8)
+            large = Image.fromarray(small).resize((200, 160))
+            out = io.BytesIO()
+            (large.resize((120, 96)) if shrunk else large).save(out, "PNG")
+            yield Sample(f"{self.name}/{name}", split, out.getvalue(), (name,))
+
+
+TWINS = (("a", "train", 1, False), ("b", "train", 1, False), ("c", "val", 2, False), ("d", "train", 2, False),
+         ("e", "train", 3, True), ("f", "train", 3, False), ("g", "val", 4, True), ("h", "train", 4, False),
+         ("i", "val", 2, False), ("j", "train", 5, False))
+
+
+@pytest.mark.parametrize("mode,dropped", [("keep", ""), ("drop_exact", "bd"), ("drop_near", "bdfh")])
+def test_copies_are_counted_and_dropped_from_training_as_configured(mode: Any, dropped: str, tmp_path: Path) -> None:
+    store, data = tmp_path / "store", DataConfig(duplicates=mode, max_bad_share=0)
+    report = ingest([Rows(TWINS)], data, store)
+    assert report.duplicates == {"exact": 3, "near": 2, "leaked": 0}  # b, d, i; f, h
+    assert {row["sample_id"][-1] for row in content(store)} == set("abcdefghij") - set(dropped)
+    assert sum(report.quarantined.values()) == len(dropped)
+    again = ingest([Rows(TWINS)], data, store)
+    assert again.added == 0 and (again.duplicates, again.quarantined) == (report.duplicates, report.quarantined)
+
+
+def test_copies_are_found_across_ingests_and_never_cost_an_evaluation_its_rows(tmp_path: Path) -> None:
+    store, data = tmp_path / "store", DataConfig(duplicates="drop_near")
+    ingest([Rows((("a", "train", 1, False), ("b", "val", 2, False)))], data, store)
+    later = Rows((("c", "train", 2, True), ("d", "val", 1, True), ("e", "train", 1, False)), "later")
+    report = ingest([later], data, store)
+    assert report.duplicates == {"exact": 1, "near": 2, "leaked": 1}
+    assert {row["sample_id"] for row in content(store)} == {"rows/a", "rows/b", "later/d"}
+
+
+def test_built_in_sources_are_not_compared(tmp_path: Path) -> None:
+    report = ingest([Rows(TWINS, "emoji")], DataConfig(duplicates="drop_near"), tmp_path / "store")
+    assert report.added == len(TWINS) and report.duplicates == {}
+    assert "phash" not in content(tmp_path / "store")[0]["metadata"]
+
+
+def test_only_files_that_no_living_attempt_can_own_are_removed(tmp_path: Path) -> None:
+    store = ImageTextStore(tmp_path / "store")
+    ingest_demo(SMALL, store.path)
+    before = parquet_files(store.path)
+    ours = store.path / "other.parquet"
+    dead = [store.path / "scenes-00-000001-0000-deadbeef.parquet",
+            store.path / ".scenes-00-000002-0000-deadbeef.parquet.0123abcd.tmp"]
+    with attempt_at(store) as living:
+        alive = [store.path / file_name("scenes-00", 1, 0, living), store.path / f".scenes-00-000002-0000-{living}"
+                 ".parquet.0123abcd.tmp"]
+        for file in (ours, *dead, *alive):
+            file.write_bytes(b"half a file")
+        (store.path / LOCKS / "deadbeef.lock").touch()
+        with alone(store):
+            assert set(remove_orphans(store)) == set(dead)
+        assert parquet_files(store.path) == before | {str(file) for file in (ours, *alive)}
+    assert parquet_files(store.path) == before | {str(ours)}
+
+
+@pytest.mark.parametrize("step", ["rows", "log"])
+def test_a_full_disk_is_told_in_one_line_and_the_same_ingest_goes_on_when_there_is_space(
+        step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "store"
+    ingest_demo(SMALL, store)
+    before = content(store), parquet_files(store)
+    more = replace(SMALL, scenes=60)
+    with monkeypatch.context() as patch:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if step == "rows":
+            patch.setattr("pipelines.store.duplicates.write_parquet", full)
+        else:
+            patch.setattr(ImageTextStore, "_commit", full)
+        with pytest.raises(UserError, match="the disk of .*store is full: nothing was appended.*free some space"):
+            ingest_demo(more, store)
+    assert (content(store), parquet_files(store)) == before
+    assert ingest_demo(more, store).added == 20
+
+
+def test_a_task_tells_a_mistake_of_the_users_and_a_full_disk(tmp_path: Path) -> None:
+    for error, said in ((UserError("the folder is empty: fill it"), "the folder is empty: fill it"),
+                        (OSError(errno.ENOSPC, "No space left on device"), "the disk of .* is full")):
+        with pytest.raises(UserError, match=said):
+            ingest([Failing(error)], DataConfig(), tmp_path / "store")
+    assert not parquet_files(tmp_path / "store")
+
+
+@dataclass(frozen=True)
+class Failing:
+    error: Exception
+
+    name, settings, parts = "failing", {"a": 1}, 1
+
+    def read(self, part: int) -> Iterator[Sample]:
+        yield Sample("failing/1", "train", jpeg(1), ("a",))
+        raise self.error
+
+
 def test_a_batch_is_known_by_everything_that_decides_its_rows() -> None:
     base = batch_id_of([ScenesSource()], DataConfig())
     assert base.startswith("scenes-") and base == batch_id_of([ScenesSource()], DataConfig(max_bad_share=.5))
     others = {batch_id_of([source], data) for source, data in [
         (ScenesSource(seed=1), DataConfig()), (ScenesSource(train=1), DataConfig()),
-        (ScenesSource(side=32), DataConfig()), (ScenesSource(), DataConfig(max_pixels=5))]}
-    assert len(others | {base}) == 5
+        (ScenesSource(side=32), DataConfig()), (ScenesSource(), DataConfig(max_pixels=5)),
+        *((ScenesSource(), DataConfig(**{key: value})) for key, value in (  # type: ignore[arg-type]
+            ("encode", "jpeg"), ("quality", 80), ("short_side", 32), ("max_caption", 9), ("duplicates", "drop_near")))]}
+    assert len(others | {base}) == 10
+    assert batch_id_of(demo_sources(DataConfig()), DataConfig()) == "emoji-scenes-d8d3569ca3c9aad7"

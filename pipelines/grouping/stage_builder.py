@@ -1,0 +1,107 @@
+"""Build the later stages of the groups beside training: a thread of the driver that works when a model appears.
+
+What training writes and waits for stands in pipelines/training/stage_models.py. A stage that is there stays; one whose
+building was interrupted is built by the next launch from the same model, so every launch sees the same stages.
+"""
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Self
+
+import ray
+
+from pipelines.export import write_loading_files
+from pipelines.feed.stages import Stages
+from pipelines.files import write_atomically
+from pipelines.grouping.build import SPLIT, build_groups
+from pipelines.grouping.samples import Samples
+from pipelines.model_source import WEIGHTS
+from pipelines.store.table import ImageTextStore
+from pipelines.training import checkpoint
+from pipelines.training.job import TrainingJob
+
+POLL_SECONDS = 0.5
+
+
+class StageBuilder:
+    """Works while the `with` block lasts; without `groups.regroup_every` it does nothing."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self._job = job
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stage-builder", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._job.plan.stages is not None:
+            for left in Path(self._job.plan.stages.folder).glob("stage-*/failed.txt"):
+                left.unlink()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()  # a stage that is being built now is needed no more in this launch
+
+    def _run(self) -> None:
+        stages = self._job.plan.stages
+        assert stages is not None
+        while not self._over.wait(POLL_SECONDS):
+            for stage in wanted(self._job, stages):
+                try:
+                    build(self._job, stages, stage)
+                except Exception as error:  # training waits for this stage: whatever went wrong must reach it
+                    if not self._over.is_set():
+                        traceback.print_exc()
+                    write_atomically(stages.failure(stage), f"{type(error).__name__}: {error}".encode())
+                    return
+            remove_old(self._job, stages)
+
+
+def wanted(job: TrainingJob, stages: Stages) -> list[int]:
+    """The stages whose model is there and whose groups are not, and that training has still to pass."""
+    found = sorted(int(path.parent.parent.name[6:]) for path in Path(stages.folder).glob(f"stage-*/model/{WEIGHTS}"))
+    return [stage for stage in found if not stages.groups(stage).exists()]
+
+
+def build(job: TrainingJob, stages: Stages, stage: int) -> None:
+    """Embed the store with the stage's model and write its groups, whole or not at all."""
+    began, model, config = time.monotonic(), stages.model(stage), job.config
+    write_loading_files(config, model)
+    store = ImageTextStore(job.store)
+    embeddings = _embed(Samples.read(store, job.store_version, SPLIT), model)
+    groups = build_groups(config.groups, config.model.text, store, config.run.seed, stages.groups(stage), None,
+                          job.store_version, model=model)
+    shutil.rmtree(embeddings)  # of use to nobody else: the model is one of many on the way
+    quality = groups.manifest["quality"]
+    print(f"groups, stage {stage}: built anew in {time.monotonic() - began:.0f} s for the epochs from "
+          f"{stage * stages.every} on; cosine in a group {quality['in_group']:.3f}, at random {quality['random']:.3f}",
+          flush=True)
+
+
+def _embed(samples: Samples, model: Path) -> Path:
+    """The folder of the embeddings of `samples`, made by one actor that reserves nothing: training holds the CPUs."""
+    from pipelines.grouping.image_embedding import Embedder, pieces_of
+
+    every = pieces_of(model, samples)
+    pieces = [piece for piece in every if not piece.to.exists()]
+    actor = ray.remote(num_cpus=0)(Embedder).remote(pieces, model, samples.split, 64)
+    for number in range(len(pieces)):
+        mistake = ray.get(actor.embed.remote(number))
+        if mistake:
+            raise ValueError(mistake)
+    ray.kill(actor)
+    return every[0].to.parent
+
+
+def remove_old(job: TrainingJob, stages: Stages) -> None:
+    """Remove the groups and models of stages that no checkpoint could be resumed in any more."""
+    folders = checkpoint.folders(job.run)
+    if not folders:
+        return
+    oldest = checkpoint.read_manifest(folders[0]).position
+    for path in sorted(Path(stages.folder).glob("stage-*")):
+        if stages.begins(int(path.name[6:]) + 1, job.groups) <= oldest:
+            shutil.rmtree(path)
