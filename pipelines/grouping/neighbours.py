@@ -15,6 +15,7 @@ from pipelines.grouping.pairs import clash
 
 EXACT_LIMIT = 50_000
 WIDEST = 1024
+CHUNK = 65_536
 RECALL = 0.8
 
 
@@ -36,7 +37,8 @@ def nearest_of_another_class(
         index = build_index(vectors)
         rows, width = np.arange(samples), min(limit, k + 4)
         while len(rows):
-            _keep_useful(*_search(index, vectors[rows], width), rows, labels, ids, cosines)
+            for some in _chunks(rows):
+                _keep_useful(*_search(index, vectors[some], width), some, labels, ids, cosines)
             rows = rows[ids[rows, -1] < 0] if width < limit else rows[:0]
             width = min(limit, 4 * width)
     return ids, cosines
@@ -53,11 +55,14 @@ def pairs_above(vectors: Float32[np.ndarray, "N D"], cosine: float, k: int = 16)
         index = build_index(vectors)
         rows, width = np.arange(len(vectors)), min(limit, k)
         while len(rows):
-            ids, cosines = _search(index, vectors[rows], width)
-            near = (cosines >= cosine) & (ids >= 0) & (ids != rows[:, None])
-            pairs = np.stack([np.repeat(rows, near.sum(axis=1)), ids[near]], axis=1)
-            found.append(np.unique(np.sort(pairs, axis=1), axis=0))
-            rows = rows[cosines[:, -1] >= cosine] if width < limit else rows[:0]
+            crowded: list[Int64[np.ndarray, " c"]] = []
+            for some in _chunks(rows):
+                ids, cosines = _search(index, vectors[some], width)
+                near = (cosines >= cosine) & (ids >= 0) & (ids != some[:, None])
+                pairs = np.stack([np.repeat(some, near.sum(axis=1)), ids[near]], axis=1)
+                found.append(np.unique(np.sort(pairs, axis=1), axis=0))
+                crowded.append(some[cosines[:, -1] >= cosine])
+            rows = np.concatenate(crowded) if width < limit else rows[:0]
             width = min(limit, 4 * width)
     return np.unique(np.concatenate(found), axis=0)
 
@@ -68,6 +73,11 @@ def check_finite(vectors: Float32[np.ndarray, "N D"]) -> None:
     if len(bad):
         raise ValueError(f"{len(bad)} of {len(vectors)} embeddings are not finite (the first is row {bad[0]}): "
                          "the model that embeds is broken; name another one")
+
+
+def _chunks(rows: Int64[np.ndarray, " R"]) -> Iterator[Int64[np.ndarray, " r"]]:
+    """The rows piece by piece, so that a search copies no more than CHUNK vectors."""
+    return (rows[start:start + CHUNK] for start in range(0, len(rows), CHUNK))
 
 
 @contextmanager

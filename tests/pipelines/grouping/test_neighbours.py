@@ -68,6 +68,15 @@ def test_the_number_of_threads_changes_nothing_and_is_restored(threads: int, vec
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
 
 
+def test_pieces_of_a_search_are_put_together(monkeypatch: pytest.MonkeyPatch, vectors_and_labels) -> None:
+    vectors, labels = vectors_and_labels(300)
+    whole = nearest_of_another_class(vectors, labels, 8)
+    monkeypatch.setattr(neighbours, "CHUNK", 70)
+    pieces = nearest_of_another_class(vectors, labels, 8)
+    np.testing.assert_allclose(pieces[1], whole[1], atol=1e-5)
+    assert (pieces[0] == whole[0]).mean() > 0.99
+
+
 def test_inverted_lists_reach_their_recall(monkeypatch: pytest.MonkeyPatch, vectors_and_labels) -> None:
     vectors, labels = vectors_and_labels(3000, width=32)
     monkeypatch.setattr(neighbours, "EXACT_LIMIT", 1000)
