@@ -19,8 +19,9 @@ def main(argv: list[str]) -> None:
                                     "SNLI-VE) into a task table. jobs/configs/ingest/ has a commented file a format.")
     print("\n".join(command.difference), flush=True)
     from pipelines.report.stages import StageProgress
-    from pipelines.sources.importing import import_data, told
+    from pipelines.sources.importing import check, import_data, told
 
+    check(command.config)
     connect()
     print("\n".join(told(import_data(command.config, StageProgress()))), flush=True)
 

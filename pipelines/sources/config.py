@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from ashnets.config import require
 from pipelines.config import DataConfig
@@ -12,7 +12,8 @@ from pipelines.errors import UserError
 
 Format = Literal["folder", "coco", "karpathy", "flickr30k", "vg", "img2dataset", "webdataset", "parquet", "vqa2",
                  "vg_qa", "nlvr2", "snli_ve", "emoji", "scenes"]
-FORMATS: tuple[str, ...] = get_args(Format)
+BUILT_IN = ("emoji", "scenes")
+"""Formats without files."""
 TASK_FORMATS = ("vqa2", "vg_qa", "nlvr2", "snli_ve")
 """Formats that become task tables; the others fill the image-text store."""
 

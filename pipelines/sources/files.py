@@ -40,6 +40,8 @@ def locate(place: str) -> tuple[fs.FileSystem, str]:
     if not _ADDRESS.match(place):
         return fs.LocalFileSystem(), str(Path(place).expanduser().absolute())
     try:
+        if place.startswith("file:"):
+            raise ValueError("a file here is named by its plain path")
         found, path = fs.FileSystem.from_uri(place)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{place}: this address cannot be used ({error}): a path, s3:// or gs:// is understood"

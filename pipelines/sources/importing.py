@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray
 
 from pipelines.errors import UserError, is_users_mistake
-from pipelines.sources.config import TASK_FORMATS, IngestConfig
+from pipelines.sources.config import BUILT_IN, TASK_FORMATS, IngestConfig
 from pipelines.sources.importers import IMPORTERS, check_places, open_source, settings_of
 from pipelines.sources.index import Dropped, IndexedSource, build_index
 from pipelines.sources.record import Source
@@ -51,13 +51,20 @@ class ImportReport:
     seconds: float
 
 
+def check(config: IngestConfig) -> None:
+    """Raise UserError unless a store is named, and the files and folders of the source are there."""
+    if not config.data.store:
+        raise UserError("data.store is missing: name the store that is filled, data.store=PATH")
+    if config.source.format not in BUILT_IN:
+        check_places(config.source)
+
+
 def import_data(config: IngestConfig, progress: Progress | None = None) -> ImportReport:
     """Ingest what `config` names into a store, or a task's data into a task table; Ray must be connected.
 
     Raises UserError or ValueError for what the user can mend: files that are missing or damaged, too many bad records.
     """
-    if not config.data.store:
-        raise UserError("data.store is missing: name the store that is filled, data.store=PATH")
+    check(config)
     work = _into_table if config.source.format in TASK_FORMATS else _into_store
     try:
         return work(config, progress)
@@ -83,7 +90,6 @@ def _into_store(config: IngestConfig, progress: Progress | None) -> ImportReport
 def _into_table(config: IngestConfig, progress: Progress | None) -> ImportReport:
     start = time.monotonic()
     table, source = _place(config.data.store), config.source
-    check_places(source)
     settings = settings_of(source)
     batch_id = batch_id_of([IndexedSource(source.source_name, settings, "", (), 0)], config.data)
     # A sub-folder for each annotations file: the same file in another state takes the earlier one's place.
@@ -125,10 +131,9 @@ def told(report: ImportReport) -> list[str]:
 def _sources(config: IngestConfig) -> tuple[list[Source], Dropped, bool]:
     """The sources, what they leave out, and whether the store has them already; then they are not opened."""
     store = ImageTextStore(_place(config.data.store))
-    if config.source.format in ("emoji", "scenes"):
+    if config.source.format in BUILT_IN:
         sources = demo_sources(dataclasses.replace(config.data, source=config.source.format))
         return sources, Dropped(), store.has_batch(batch_id_of(sources, config.data))
-    check_places(config.source)
     settings = settings_of(config.source)
     closed = IndexedSource(config.source.source_name, settings, "", (), 0)
     if store.has_batch(batch_id_of([closed], config.data)):
