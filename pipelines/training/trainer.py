@@ -18,7 +18,8 @@ from pipelines.training.job import TrainingJob
 from pipelines.training.watchdog import remove_empty
 
 RESTARTS = 3
-"""Worker-group restarts in one launch before it gives up (the same command continues later)."""
+"""Worker-group restarts in one launch before it gives up (the same command continues later). Starts that fail are
+counted apart, and twice as many are allowed: Ray still counts a node that has just died, and waits for it in vain."""
 
 RESIZE_S = 30.0
 """How often elastic training looks whether nodes have come, at most: a change of size repeats the steps since the last
@@ -64,7 +65,7 @@ def fit(job: TrainingJob) -> None:
             run_config=RunConfig(
                 name="train", storage_path=ray_directory, worker_runtime_env={"env_vars": environment},
                 callbacks=[EndAtOnce()],
-                failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS)),
+                failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=2 * RESTARTS)),
         ).fit()
     except ControllerError as error:
         if isinstance(error.controller_failure, UserError | FinalError):

@@ -53,7 +53,7 @@ def test_training_follows_the_nodes(jobs: Jobs) -> None:
         node = cluster.add_node(num_cpus=3)
         environment = jobs.environment() | {
             "RAY_ADDRESS": cluster.address, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "40"}
         keys = ("run.name=elastic", "scaling.workers=[1,2]", "scaling.cpus_per_worker=2", "train.schedule_steps=100000",
                 "train.validate_every=0", "checkpoint.every_steps=10", "checkpoint.keep=2")
         process = subprocess.Popen(jobs.arguments(*keys), cwd=jobs.home, env=environment, text=True,
@@ -113,3 +113,26 @@ def test_the_best_validation_is_kept(tiny: Finished) -> None:
     mean = (measured[0]["retrieval/i2t_r5"] + measured[0]["retrieval/t2i_r5"]) / 2
     scores = {manifest.step: manifest.score for _, manifest in checkpoint.whole(tiny.folder)}
     assert scores == {3: None, 6: pytest.approx(mean), 9: None, 12: None}
+
+
+def test_a_full_disk_ends_the_launch_and_space_lets_it_go_on(jobs: Jobs, tmp_path: Path) -> None:
+    """The checkpoint of step 3 fits on the disk, that of step 6 does not (245 MB each)."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        keys = (f"run.storage={disk}", "run.name=full", "train.max_steps=6", "train.validate_every=0",
+                "evaluation.rerank=0")
+        done = jobs.run(*keys)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("error: no space for the checkpoint of step 6: it needs 2")
+        assert "continues from step 3" in done.stderr and done.stderr.count("\n") == 1
+        assert [folder.name for folder in checkpoint.folders(disk / "full")] == ["step-00000003"]
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+        done = jobs.run(*keys)
+        assert done.returncode == 0, done.stderr
+        assert [line["step"] for line in whole_lines(disk / "full" / "starts.jsonl")] == [0, 3]
+        assert_each_position_once(disk / "full", 6)
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -1,0 +1,41 @@
+"""A run that is cut anywhere goes on to the last bit: ten random cuts on one rank and on two, in real processes."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.training.cut_ranks import CASES, CUTS
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("equivalence")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What all the processes wrote."""
+    path = tmp_path_factory.mktemp("cuts")
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    launched = subprocess.Popen([sys.executable, "-m", "tests.pipelines.training.cut_ranks", str(path)], cwd=REPOSITORY,
+                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                start_new_session=True)
+    try:
+        output, _ = launched.communicate(timeout=360)
+    finally:
+        if launched.poll() is None:
+            os.killpg(launched.pid, signal.SIGKILL)  # the ranks too
+    assert launched.returncode == 0, output[-8000:]
+    return path
+
+
+@pytest.mark.parametrize("case", [case.name for case in CASES])
+def test_ten_random_cuts_change_no_bit(folder, case):
+    """Losses, gradient norm, weights, both moments, running statistics, memory and dictionary two steps behind each;
+    masks and dropout are drawn anew from seed and position."""
+    different = json.loads((folder / f"{case}.json").read_text())
+    assert len(different) == CUTS and all(names == [] for names in different.values()), different
