@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from pipelines.sources.config import SourceConfig
+from pipelines.sources.config import SourceConfig, file_name
 from pipelines.sources.files import Refused
 from pipelines.sources.gather import Fact, bad, gather, rejections
 from pipelines.sources.index import Dropped, Entry
@@ -19,7 +19,7 @@ def entries(config: SourceConfig, dropped: Dropped) -> Iterator[Entry | Rejected
 
     The split is source.split, else the one that the official file name (captions_val2014.json) tells.
     """
-    official = _OFFICIAL.fullmatch(config.path.rpartition("/")[2])
+    official = _OFFICIAL.fullmatch(file_name(config.path))
     split = config.our_split(config.split or (official[2] if official else config.one_split))
     folder = f"{official[1]}/" if official else ""
     for image_id, found in gather(_facts(config.path)):

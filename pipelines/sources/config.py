@@ -67,7 +67,7 @@ class SourceConfig:
     def source_name(self) -> str:
         """`name`, or the format's own."""
         own = {"vqa2": "coco", "snli_ve": "flickr30k", "vg_qa": "vg",
-               "karpathy": "flickr30k" if "flickr" in self.path.rpartition("/")[2] else "coco"}
+               "karpathy": "flickr30k" if "flickr" in file_name(self.path) else "coco"}
         return self.name or own.get(self.format, self.format)
 
     @property
@@ -90,6 +90,11 @@ class IngestConfig:
 
     source: SourceConfig = field(default_factory=SourceConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+
+def file_name(place: str) -> str:
+    """The last part of a path or address, without what stands behind an address's '?'."""
+    return (place.partition("?")[0] if "://" in place else place).rpartition("/")[2]
 
 
 def is_split(name: str) -> bool:

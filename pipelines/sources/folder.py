@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.sources.config import SourceConfig, is_split
+from pipelines.sources.config import SourceConfig, file_name, is_split
 from pipelines.sources.files import Refused, join, list_files, open_file, safe_name
 from pipelines.sources.gather import Fact, bad, gather, rejections
 from pipelines.sources.index import Dropped, Entry
@@ -55,7 +55,7 @@ def _from_file(config: SourceConfig) -> Iterator[Fact]:
 
 def _rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:
     columns = [name for name in (config.image_column, config.caption_column, config.split_column) if name]
-    ending = config.captions.removesuffix(".gz").rpartition(".")[2].lower()
+    ending = file_name(config.captions).removesuffix(".gz").rpartition(".")[2].lower()
     if ending in ("csv", "tsv"):
         return table_rows(config.captions, "," if ending == "csv" else "\t", columns)
     if ending in ("jsonl", "json", "ndjson"):

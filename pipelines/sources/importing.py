@@ -6,13 +6,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.compute as pc
 import ray
 
 from pipelines.errors import UserError, is_users_mistake
-from pipelines.sources.config import BUILT_IN, TASK_FORMATS, IngestConfig
+from pipelines.sources.config import BUILT_IN, TASK_FORMATS, IngestConfig, file_name
+from pipelines.sources.files import is_local
 from pipelines.sources.importers import IMPORTERS, check_places, open_source, settings_of
 from pipelines.sources.index import Dropped, IndexedSource, build_index
 from pipelines.sources.record import Source
@@ -55,6 +55,9 @@ def check(config: IngestConfig) -> None:
     """Raise UserError unless a store is named, and the files and folders of the source are there."""
     if not config.data.store:
         raise UserError("data.store is missing: name the store that is filled, data.store=PATH")
+    if not is_local(config.data.store):
+        raise UserError(f"data.store={config.data.store}: stores and task tables lie in folders, so far; mount the "
+                        "bucket, or name a folder")
     if config.source.format not in BUILT_IN:
         check_places(config.source)
 
@@ -93,7 +96,7 @@ def _into_table(config: IngestConfig, progress: Progress | None) -> ImportReport
     settings = settings_of(source)
     batch_id = batch_id_of([IndexedSource(source.source_name, settings, "", (), 0)], config.data)
     # A sub-folder for each annotations file: the same file in another state takes the earlier one's place.
-    stem = source.path.rpartition("/")[2].partition(".")[0]
+    stem = file_name(source.path).partition(".")[0]
     folder = table / f"{source.format}-{stem}"
     manifest, dropped = manifest_of(folder), Dropped()
     was_there = manifest.get("batch_id") == batch_id
@@ -142,15 +145,15 @@ def _sources(config: IngestConfig) -> tuple[list[Source], Dropped, bool]:
     return [source], dropped, False
 
 
-def _missing(store: Any, batch_id: str) -> list[str]:
+def _missing(store: Path, batch_id: str) -> list[str]:
     """The first few references of the batch's records whose image is missing."""
     refused = read_quarantine(store, batch_id)
     references: list[str] = refused.filter(pc.equal(refused["reason"], "missing file"))["reference"].to_pylist()
     return references[:SHOWN]
 
 
-def _place(store: str) -> Any:
-    return store if "://" in store else Path(store).expanduser().absolute()
+def _place(store: str) -> Path:
+    return Path(store).expanduser().absolute()
 
 
 def _cause(error: BaseException) -> BaseException:

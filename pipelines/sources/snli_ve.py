@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.sources.config import SourceConfig
+from pipelines.sources.config import SourceConfig, file_name
 from pipelines.sources.files import Refused
 from pipelines.sources.gather import Fact, bad, gather, rejections
 from pipelines.sources.index import Dropped, Entry
@@ -20,7 +20,7 @@ _OFFICIAL = re.compile(r"snli_ve_(train|dev|test)\.jsonl")
 
 def entries(config: SourceConfig, dropped: Dropped) -> Iterator[Entry | Rejected]:
     """The images with their hypotheses. The split is source.split, else the one that the official file name tells."""
-    official = _OFFICIAL.fullmatch(config.path.rpartition("/")[2])
+    official = _OFFICIAL.fullmatch(file_name(config.path))
     split = config.our_split(config.split or (official[1] if official else config.one_split), STANDARD)
     for flickr_id, found in gather(_facts(config)):
         reference = f"{config.source_name}/{flickr_id}"
