@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, cast
 
 import pyarrow.compute as pc
 import ray
@@ -135,7 +136,8 @@ def _sources(config: IngestConfig) -> tuple[list[Source], Dropped, bool]:
     """The sources, what they leave out, and whether the store has them already; then they are not opened."""
     store = ImageTextStore(_place(config.data.store))
     if config.source.format in BUILT_IN:
-        sources = demo_sources(dataclasses.replace(config.data, source=config.source.format))
+        built_in = cast(Literal["emoji", "scenes"], config.source.format)
+        sources = demo_sources(dataclasses.replace(config.data, source=built_in))
         return sources, Dropped(), store.has_batch(batch_id_of(sources, config.data))
     settings = settings_of(config.source)
     closed = IndexedSource(config.source.source_name, settings, "", (), 0)
