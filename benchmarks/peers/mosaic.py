@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import streaming
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.measure import WORKERS, Batch, consume, main, read_all, table, tensors
+from benchmarks.peers.measure import WORKERS, Batch, OnePass, consume, files, main, table, tensors
 from pipelines.feed.plan import FeedPlan
 
 
@@ -23,14 +24,14 @@ def write(plan: FeedPlan, folder: Path) -> None:
     size = plan.store().size
     columns = {str(m): "bytes" for m in range(size)} | {"json": "str"}
     with streaming.MDSWriter(out=str(building), columns=columns) as writer:
-        for row in read_all(plan).to_pylist():
+        for row in pq.read_table(files(plan, plan.store().groups)).to_pylist():
             images = row.pop("images")
             writer.write({str(m): images[m] for m in range(size)} | {"json": json.dumps(row)})
     building.rename(folder)
 
 
-def run(plan: FeedPlan) -> dict[str, Any]:
-    """One epoch."""
+def start(plan: FeedPlan) -> OnePass:
+    """Passes over its own files."""
     folder, size = Path(plan.groups_path).parent / "mds", plan.store().size
     write(plan, folder)
     streaming.base.util.clean_stale_shared_memory()  # of a benchmark that was killed
@@ -39,10 +40,15 @@ def run(plan: FeedPlan) -> dict[str, Any]:
         rows = [json.loads(s["json"]) | {"images": [s[str(m)] for m in range(size)]} for s in samples]
         return tensors(table(rows), plan)
 
-    dataset = streaming.StreamingDataset(local=str(folder), batch_size=plan.groups_per_atom, shuffle=True)
-    loader = DataLoader(dataset, batch_size=plan.groups_per_atom, num_workers=WORKERS, collate_fn=batch)
-    return consume(loader, plan, time.monotonic())
+    def one_pass(groups: int) -> dict[str, Any]:
+        began = time.monotonic()
+        dataset = streaming.StreamingDataset(local=str(folder), batch_size=plan.groups_per_atom, shuffle=True,
+                                             epoch_size=groups)
+        loader = DataLoader(dataset, batch_size=plan.groups_per_atom, num_workers=WORKERS, collate_fn=batch)
+        return consume(loader, plan, groups, began)
+
+    return one_pass
 
 
 if __name__ == "__main__":
-    main(run)
+    main(start)

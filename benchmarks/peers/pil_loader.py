@@ -9,21 +9,22 @@ import time
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from benchmarks.peers.measure import WORKERS, Batch, consume, main, read_all
+from benchmarks.peers.measure import WORKERS, Batch, OnePass, consume, files, main
 from pipelines.feed.masking import mask_tokens
 from pipelines.feed.plan import FeedPlan
 
 
 class Images(Dataset[Batch]):
-    """The images of the store, one by one."""
+    """The images of the first groups of the store, one by one."""
 
-    def __init__(self, plan: FeedPlan) -> None:
-        rows = read_all(plan)
+    def __init__(self, plan: FeedPlan, groups: int) -> None:
+        rows = pq.read_table(files(plan, groups))
         self._plan = plan
         self._images = rows["images"].combine_chunks().flatten()
         self._captions = rows["captions"].combine_chunks().flatten()
@@ -47,12 +48,17 @@ class Images(Dataset[Batch]):
                 "mlm_labels": torch.from_numpy(labels)}
 
 
-def run(plan: FeedPlan) -> dict[str, Any]:
-    """One epoch."""
-    loader = DataLoader(Images(plan), batch_size=plan.groups_per_atom * plan.store().size, shuffle=True,
-                        num_workers=WORKERS)
-    return consume(loader, plan, time.monotonic())
+def start(plan: FeedPlan) -> OnePass:
+    """Passes over data in memory."""
+    def one_pass(groups: int) -> dict[str, Any]:
+        data = Images(plan, groups)
+        began = time.monotonic()
+        loader = DataLoader(data, batch_size=plan.groups_per_atom * plan.store().size, shuffle=True,
+                            num_workers=WORKERS)
+        return consume(loader, plan, groups, began)
+
+    return one_pass
 
 
 if __name__ == "__main__":
-    main(run)
+    main(start)

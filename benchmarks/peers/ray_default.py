@@ -14,26 +14,19 @@ import ray.data
 import torch
 from ray.data import DataIterator
 
-from benchmarks.peers.measure import WORKERS, arrays, consume, main
+from benchmarks.peers.measure import WORKERS, OnePass, arrays, consume, files, main
 from cluster.connection import connect
 from pipelines.feed.plan import FeedPlan
-
-WARM_UP_GROUPS = 128
 
 
 @ray.remote(num_cpus=0)
 class Worker:
     """A training process of one rank."""
 
-    def run(self, shard: DataIterator, plan: FeedPlan, began: float) -> dict[str, Any]:
+    def consume(self, shard: DataIterator, plan: FeedPlan, groups: int, began: float) -> dict[str, Any]:
         """Consume the data set."""
         torch.set_num_threads(1)
-        return consume(shard.iter_torch_batches(batch_size=plan.groups_per_atom), plan, began)
-
-    def warm_up(self, shard: DataIterator) -> None:
-        """Consume a small data set, so that Ray's processes are there and have imported everything."""
-        for _ in shard.iter_torch_batches():
-            pass
+        return consume(shard.iter_torch_batches(batch_size=plan.groups_per_atom), plan, groups, began)
 
 
 def transform(rows: pa.Table, plan: FeedPlan) -> dict[str, Any]:
@@ -41,21 +34,21 @@ def transform(rows: pa.Table, plan: FeedPlan) -> dict[str, Any]:
     return arrays(rows, plan)
 
 
-def run(plan: FeedPlan) -> dict[str, Any]:
-    """One epoch, in a Ray that is up."""
+def start(plan: FeedPlan) -> OnePass:
+    """Passes in a Ray that is up."""
     os.environ["RAY_DATA_USE_DATASOURCE_V2"] = "1"  # Ray's default
     connect(cpus=WORKERS)
     worker = Worker.remote()
 
-    def split(data: ray.data.Dataset) -> DataIterator:
-        [shard] = data.map_batches(transform, fn_kwargs={"plan": plan},
+    def one_pass(groups: int) -> dict[str, Any]:
+        began = time.monotonic()
+        rows = ray.data.read_parquet(files(plan, groups))
+        [shard] = rows.map_batches(transform, fn_kwargs={"plan": plan},
                                    batch_format="pyarrow").streaming_split(1, equal=True)
-        return shard
+        return ray.get(worker.consume.remote(shard, plan, groups, began))
 
-    ray.get(worker.warm_up.remote(split(ray.data.read_parquet(plan.groups_path).limit(WARM_UP_GROUPS))))
-    began = time.monotonic()
-    return ray.get(worker.run.remote(split(ray.data.read_parquet(plan.groups_path)), plan, began))
+    return one_pass
 
 
 if __name__ == "__main__":
-    main(run)
+    main(start)

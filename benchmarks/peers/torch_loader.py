@@ -5,18 +5,19 @@ import time
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.peers.measure import WORKERS, Batch, consume, main, read_all, tensors
+from benchmarks.peers.measure import WORKERS, Batch, OnePass, consume, files, main, tensors
 from pipelines.feed.plan import FeedPlan
 
 
 class Groups(Dataset[Batch]):
-    """The groups of the store, drawn a batch at a time."""
+    """The first groups of the store, drawn a batch at a time."""
 
-    def __init__(self, plan: FeedPlan) -> None:
+    def __init__(self, plan: FeedPlan, groups: int) -> None:
         self._plan = plan
-        self._rows = read_all(plan)
+        self._rows = pq.read_table(files(plan, groups))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -26,12 +27,17 @@ class Groups(Dataset[Batch]):
         return tensors(self._rows.take(pa.array(indices)), self._plan)
 
 
-def run(plan: FeedPlan) -> dict[str, Any]:
-    """One epoch."""
-    loader = DataLoader(Groups(plan), batch_size=plan.groups_per_atom, shuffle=True, num_workers=WORKERS,
-                        collate_fn=lambda batch: batch)
-    return consume(loader, plan, time.monotonic())
+def start(plan: FeedPlan) -> OnePass:
+    """Passes over data in memory."""
+    def one_pass(groups: int) -> dict[str, Any]:
+        data = Groups(plan, groups)
+        began = time.monotonic()
+        loader = DataLoader(data, batch_size=plan.groups_per_atom, shuffle=True, num_workers=WORKERS,
+                            collate_fn=lambda batch: batch)
+        return consume(loader, plan, groups, began)
+
+    return one_pass
 
 
 if __name__ == "__main__":
-    main(run)
+    main(start)

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import feed
 from benchmarks.feed import Arm, ratio, read_lines, report, run_rounds, verdicts, wrong_bytes
-from benchmarks.peers import data
+from benchmarks.peers import data, measure
 from pipelines.feed.batches import local_batches
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -112,13 +112,43 @@ def test_another_loader_delivers_our_bytes(tmp_path: Path) -> None:
     """The checksum of torch's DataLoader, in its own order and processes, against the feed's own batches."""
     folder = tmp_path / "data"
     data.make(folder, 16)
-    done = subprocess.run([sys.executable, "-m", "benchmarks.peers.torch_loader", str(folder), "4"], cwd=REPOSITORY,
-                          capture_output=True, text=True, timeout=120, check=True)
+    code = ("import json, pathlib, sys\nfrom benchmarks.peers import data, torch_loader\n"
+            "print(json.dumps(torch_loader.start(data.plan(pathlib.Path(sys.argv[1]), 4))(16)))")
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=REPOSITORY, capture_output=True, text=True,
+                          timeout=120, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     batches = list(local_batches(data.plan(folder, 4), 0, 4))
     expected = sum(sum(np.frombuffer(batch.pixels.numpy().tobytes(), "<u8").tolist()) for batch in batches)
     expected += sum(int(batch.mlm_input_ids.sum()) + int(batch.mlm_labels.sum()) for batch in batches)
-    assert result["images"] == 64 and result["checksum"] == expected % 2**64
+    assert result["checksum"] == expected % 2**64 and 0 < result["first_batch_s"] <= result["seconds"]
+
+
+def test_the_rate_leaves_starts_and_what_is_loaded_ahead_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """A loader that starts for 7 s and then takes 10 ms an image, whenever it delivers them: 100 images/s."""
+    passes = []
+
+    def one_pass(groups: int) -> dict:
+        passes.append(groups)
+        cold = 20.0 if len(passes) == 1 else 7.0
+        return {"seconds": cold + groups * data.SIZE * 0.01, "first_batch_s": float(len(passes)), "checksum": groups}
+
+    data.make(tmp_path / "data", 16)
+    monkeypatch.setattr(measure, "SHORT", 8)
+    monkeypatch.setattr(sys, "argv", ["arm", str(tmp_path / "data"), "4"])
+    measure.main(lambda plan: one_pass)
+    result = json.loads(capsys.readouterr().out)
+    assert passes == [8, 8, 16]
+    assert (result["images_per_s"], result["first_batch_s"], result["checksum"]) == (100.0, 3.0, 16)
+
+
+def test_a_pass_that_loses_images_is_broken(tmp_path: Path) -> None:
+    data.make(tmp_path / "data", 8)
+    plan = data.plan(tmp_path / "data", 4)
+    batches = [vars(batch) for batch in local_batches(plan, 0, 2)]
+    assert measure.consume(batches, plan, 8, 0.0)["seconds"] > 0
+    with pytest.raises(RuntimeError, match="16 images came, 32 were expected"):
+        measure.consume(batches[:1], plan, 8, 0.0)
 
 
 def test_the_lock_of_the_peers() -> None:
