@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +26,13 @@ BATCH = "ashnets.batch_id"
 class ImageTextStore:
     """A folder with the store's Parquet files and their log; nothing is read before it is asked for.
 
-    Raises ValueError for a path that holds a '%'.
+    Raises ValueError for an address, or a path that holds a '%'.
     """
 
     def __init__(self, path: str | Path) -> None:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # Path makes one slash of two
+            raise ValueError(f"{path}: a store must be a folder of a file system, for now: mount the bucket, or fill a "
+                             "local store and copy its folder there")
         self.path = Path(path).expanduser().absolute()
         self._uri = str(self.path)
         if "%" in self._uri:
@@ -72,7 +76,7 @@ class ImageTextStore:
         """
         if self.has_batch(batch_id):
             return self.version()
-        files = [self._write(item, batch_id) if isinstance(item, pa.Table) else Path(item).absolute()
+        files = [self.write(item, batch_id) if isinstance(item, pa.Table) else Path(item).absolute()
                  for item in files_or_tables]
         actions: list[AddAction | RemoveAction] = [self._add_action(file) for file in files]
         failure: DeltaError | None = None
@@ -116,7 +120,8 @@ class ImageTextStore:
                                     "or ingest into this one first")
         return DeltaTable(self._uri, version=version)
 
-    def _write(self, table: pa.Table, batch_id: str) -> Path:
+    def write(self, table: pa.Table, batch_id: str) -> Path:
+        """Write the table, sorted by sample_id, into the store's folder; `append` the file to make it visible."""
         check_columns(table.schema, STORE_SCHEMA, "table to append")
         file = self.path / f"{batch_id}-{uuid.uuid4().hex[:12]}.parquet"
         write_parquet(table.select(STORE_SCHEMA.names).sort_by("sample_id"), file)

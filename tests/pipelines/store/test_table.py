@@ -53,6 +53,12 @@ def test_a_path_that_delta_would_misread_is_refused(tmp_path: Path) -> None:
         ImageTextStore(tmp_path / "50%20")
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/store", "gs://bucket/store", Path("s3://bucket/store")])
+def test_an_address_is_refused(address: str | Path) -> None:
+    with pytest.raises(ValueError, match="a store must be a folder"):
+        ImageTextStore(address)
+
+
 def test_rows_come_sorted_in_a_file_whole_and_in_bounded_batches(tmp_path: Path) -> None:
     store = ImageTextStore(tmp_path)
     table = rows([f"{i:03d}" for i in reversed(range(100))])
@@ -111,13 +117,13 @@ def test_a_missing_store_names_itself_and_the_mend(tmp_path: Path) -> None:
 def test_a_batch_that_another_process_commits_between_look_and_commit_lands_once(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ImageTextStore(tmp_path).append([rows(["z"])], "zero")
-    write = ImageTextStore._write
+    write = ImageTextStore.write
 
     def slow_write(self: ImageTextStore, table: pa.Table, batch_id: str) -> Path:
-        monkeypatch.setattr(ImageTextStore, "_write", write)
+        monkeypatch.setattr(ImageTextStore, "write", write)
         ImageTextStore(tmp_path).append([rows(["first"])], "one")
         return write(self, table, batch_id)
-    monkeypatch.setattr(ImageTextStore, "_write", slow_write)
+    monkeypatch.setattr(ImageTextStore, "write", slow_write)
     ImageTextStore(tmp_path).append([rows(["second"])], "one")
     assert sorted(ids_of(ImageTextStore(tmp_path))) == ["first", "z"]
 
