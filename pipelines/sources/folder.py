@@ -19,6 +19,8 @@ MAX_TEXT = 16 * 2**20
 
 def entries(config: SourceConfig, dropped: Dropped) -> Iterator[Entry | Rejected]:
     """The images with their captions, by name; captions keep the order of the file."""
+    if not config.split_column:
+        config.one_split  # noqa: B018 (it raises)
     for name, found in gather(_from_file(config) if config.captions else _from_texts(config.path)):
         reference = f"{config.source_name}/{name}"
         yield from rejections(reference, found)
@@ -37,8 +39,6 @@ def entries(config: SourceConfig, dropped: Dropped) -> Iterator[Entry | Rejected
 
 
 def _from_file(config: SourceConfig) -> Iterator[Fact]:
-    if not config.split_column:
-        config.one_split  # noqa: B018
     for number, row in _rows(config):
         try:
             name = safe_name(field(row, config.image_column, str))

@@ -152,6 +152,8 @@ def test_folder_with_texts_beside_the_images(tmp_path: Path, ingest: Ingest, sto
     layouts.write(tmp_path / "mine/latin.txt", "\u00e9t\u00e9".encode("latin-1"))
     layouts.write(tmp_path / "mine/alone.jpg", layouts.pictures(1)[0].image)
     layouts.write(tmp_path / "mine/orphan.txt", "no image")
+    with pytest.raises(UserError, match="source.split is missing"):
+        ingest(format="folder", path=tmp_path / "mine", max_bad_share=.5)
     ingest(format="folder", path=tmp_path / "mine", split="train", max_bad_share=.5)
     assert stored() == truth
     assert refused() == {"folder/latin.txt": "wrong encoding", "folder/alone.jpg": "empty caption",
