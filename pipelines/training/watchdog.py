@@ -38,7 +38,7 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         faulthandler.cancel_dump_traceback_later()
         self._file.close()
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)  # the driver may have cleared it away
 
     def _arm(self, seconds: float) -> None:
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)

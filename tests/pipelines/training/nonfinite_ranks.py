@@ -9,8 +9,10 @@ import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,15 @@ from deepspeed.utils import logger
 from torch import Tensor, nn
 
 from cluster import comm_op
+from pipelines.config import CheckpointConfig
 from pipelines.errors import FinalError
 from pipelines.training import engine as engines
 from pipelines.training.engine import Engine
+from pipelines.training.lease import Lease
+from pipelines.training.loop import train
 from pipelines.training.nonfinite import NonFiniteSteps
 from pipelines.training.step import StepReport, run_step
+from pipelines.training.watchdog import Watchdog
 from tests.pipelines.training.equivalence_ranks import Case, Training, cut_small_weights_too, run_world, write_data
 
 GOOD = 2
@@ -93,16 +99,22 @@ def differing(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str
     return [name for name in found if not torch.equal(found[name], expected[name])]
 
 
+def first_state(engine: Engine) -> tuple[Tensor, dict[str, Tensor]]:
+    """The first weights of this rank's optimizer and their moments."""
+    optimizer = getattr(engine._optimizer, "optimizer", engine._optimizer)
+    return next(iter(optimizer.state.items()))
+
+
 def spoilt_update(training: Training, kind: str) -> str:
-    """What `check_finite` says on rank 1 after a step whose optimizer held or made something that is not finite."""
-    optimizer = getattr(training.engine._optimizer, "optimizer", training.engine._optimizer)
-    weights, state = next(iter(optimizer.state.items()))
+    """What `check_finite` says where something of rank 1's is not finite."""
+    weights, state = first_state(training.engine)
     target = {"moments": state["exp_avg_sq"], "weights": weights.data,
               "buffers": next(b for b in training.engine.model.buffers() if b.is_floating_point() and b.numel())}[kind]
     before = target.clone()
-    target.view(-1)[0] = math.inf
+    if training.rank == 1:
+        target.view(-1)[0] = math.inf
     try:
-        training.engine.check_finite()
+        training.engine.check_finite(3)
     except FinalError as error:
         return str(error)
     finally:
@@ -131,7 +143,7 @@ def run_stage(stage: int, rank: int, folder: Path) -> None:
     results["after"] = {"found": after.nonfinite, "loss": after.means["loss"], "grad_norm": after.grad_norm}
     spoilt_run = training.state()
     results["checks"] = {kind: spoilt_update(training, kind) for kind in ("moments", "weights", "buffers")}
-    training.engine.check_finite()
+    training.engine.check_finite(3)
     ranks = [None, None]
     dist.all_gather_object(ranks, results)
     training.engine._engine.destroy()
@@ -170,6 +182,42 @@ def end_of_the_launch(rank: int, folder: Path) -> None:
     training.engine._engine.destroy()
 
 
+def end_before_the_checkpoint(rank: int, folder: Path) -> None:
+    """The training loop with a checkpoint behind every step; the second update spoils a moment on rank 1."""
+    training = Training(Case("frozen", 2, 2), rank, folder)
+    config = replace(training.job.config, checkpoint=CheckpointConfig(every_steps=1),
+                     train=replace(training.job.config.train, validate_every=0))
+    job = replace(training.job, config=config, stop_step=4)
+    applied: list[bool] = []
+    step = training.engine.step
+
+    def spoiling() -> bool:
+        if step():
+            applied.append(True)
+            if len(applied) == 2 and rank == 1:
+                first_state(training.engine)[1]["exp_avg_sq"].view(-1)[0] = math.inf
+            return True
+        return False
+
+    training.engine.step = spoiling  # type: ignore[method-assign]
+    job.run.mkdir(exist_ok=True)
+    told = ""
+    with Lease(job.run) if rank == 0 else nullcontext():
+        dist.barrier()
+        try:
+            with Watchdog(job.run, job.attempt, rank, 60.0) as watchdog:
+                train(training.engine, training.batches, job, None, 0, 0.0, rank, 2, watchdog)  # type: ignore
+        except FinalError as error:
+            told = str(error)
+        everyones = ["", ""]
+        dist.all_gather_object(everyones, told)
+    if rank == 0:
+        time.sleep(1)  # a commit that was under way would be through
+        torch.save({"told": everyones, "checkpoints": sorted(p.name for p in (job.run / "checkpoints").glob("step-*"))},
+                   folder / "spoilt.pt")
+    training.engine._engine.destroy()
+
+
 def run_rank(rank: int, port: int, folder: Path) -> None:
     """One of two processes."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_SIZE": "2",
@@ -180,6 +228,7 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     for stage in range(4):
         run_stage(stage, rank, folder)
     end_of_the_launch(rank, folder)
+    end_before_the_checkpoint(rank, folder)
     dist.destroy_process_group()
 
 
