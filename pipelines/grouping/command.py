@@ -10,7 +10,7 @@ from pipelines.config import PretrainConfig, RunConfig
 from pipelines.errors import UserError
 from pipelines.grouping import build
 from pipelines.grouping.config import GroupConfig
-from pipelines.grouping.materialise import GroupedStore, existing
+from pipelines.grouping.materialise import GroupedStore, building_folder, existing
 from pipelines.places import groups_folder
 from pipelines.report.stages import StageProgress
 from pipelines.store.table import ImageTextStore
@@ -62,6 +62,9 @@ def check(config: GroupConfig, root: Path) -> Wanted:
     if path.exists() and not path.is_dir():
         raise UserError(f"groups.path={path} is a file: name a folder that does not exist yet")
     found = existing(path, build.configure(config.groups, config.text, store, version, config.seed, model))
+    if found is None:
+        with building_folder(path):  # that it can be made
+            pass
     return Wanted(store, version, model, path, found)
 
 

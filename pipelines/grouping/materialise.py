@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64
 
+from pipelines.errors import UserError
 from pipelines.files import sync, write_atomically
 from pipelines.grouping.samples import Samples
 from pipelines.store.schema import write_parquet
@@ -145,11 +146,17 @@ def materialise(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[n
 
 @contextmanager
 def building_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to build in, removed after the block, or by the next build where this one is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    """A folder beside `path` to build in, removed after the block, or by the next build where this one is killed.
+
+    Raises UserError where it cannot be made.
+    """
     folder = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.building")
-    folder.mkdir()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"groups.path={path} cannot be made ({error.strerror}): name a writable folder") from error
     try:
         yield folder
     finally:

@@ -118,6 +118,7 @@ def test_every_mistake_is_told_before_work_starts(root: Path, config: GroupConfi
         "no_such_package is not installed": replace(config, text=TextConfig(init="package:no_such_package/x")),
         "is a file: name a folder": at(config, tmp_path / "file"),
         "has no groups.json": at(config, tmp_path / "folder"),
+        r"groups.path=.* cannot be made \(.*\): name a writable folder": at(config, tmp_path / "file" / "groups"),
     }
     for message, mistake in wrong.items():
         with pytest.raises((UserError, ValueError, FileNotFoundError), match=message):
