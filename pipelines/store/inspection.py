@@ -92,11 +92,12 @@ def inspect(path: Path, samples: int = 48, seed: int = 0) -> Inspection:
     rows: Counter[tuple[str, str]] = Counter()
     batches: Counter[str] = Counter()
     words, captions = np.zeros((2, LONGEST + 1), np.int64)
-    widths, heights, kinds = [], [], []
+    kinds: dict[tuple[str, str], int] = {}
+    widths, heights, kind_of = [], [], []
     for batch in store.iter_batches(_COLUMNS, version=version, rows=4096):
         pairs = list(zip(batch["source"].to_pylist(), batch["split"].to_pylist(), strict=True))
         rows.update(pairs)
-        kinds += pairs
+        kind_of.append(np.array([kinds.setdefault(pair, len(kinds)) for pair in pairs], np.int32))
         batches.update(batch["batch_id"].to_pylist())
         texts = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(batch["captions"].flatten()))
         words += _counts(pc.list_value_length(texts).to_numpy())
@@ -105,7 +106,7 @@ def inspect(path: Path, samples: int = 48, seed: int = 0) -> Inspection:
         heights.append(batch["height"].to_numpy())
     return Inspection(store.path, version, dict(sorted(rows.items())), _versions(store, version, batches),
                       _refused(store), words, captions, np.concatenate(widths), np.concatenate(heights),
-                      _read(store, version, _draw(kinds, samples, seed)))
+                      _read(store, version, _draw(np.concatenate(kind_of), samples, seed)))
 
 
 def _counts(numbers: ndarray) -> Int64[ndarray, " W"]:
@@ -132,16 +133,13 @@ def _refused(store: ImageTextStore) -> list[Refused]:
     return sorted(found, key=lambda one: (one.batch_id, -one.count, one.reason))
 
 
-def _draw(kinds: list[tuple[str, str]], samples: int, seed: int) -> list[int]:
+def _draw(kind_of: Int32[ndarray, " N"], samples: int, seed: int) -> list[int]:
     """Rows to show: the same number of every source and split, as far as they have so many; in the store's order."""
-    order = np.random.default_rng(seed).permutation(len(kinds))
-    of_kind: dict[tuple[str, str], list[int]] = {}
-    for row in order.tolist():
-        of_kind.setdefault(kinds[row], []).append(row)
-    drawn: list[int] = []
-    while len(drawn) < min(samples, len(kinds)):
-        drawn += [found.pop() for _, found in sorted(of_kind.items()) if found]
-    return sorted(drawn[:samples])
+    order = np.random.default_rng(seed).permutation(len(kind_of))
+    of_kind = [order[kind_of[order] == kind] for kind in range(kind_of.max() + 1)]
+    turns = np.concatenate([np.arange(len(rows)) for rows in of_kind])
+    drawn: list[int] = np.concatenate(of_kind)[np.argsort(turns, kind="stable")[:samples]].tolist()
+    return sorted(drawn)
 
 
 def _read(store: ImageTextStore, version: int, wanted: list[int]) -> list[Shown]:
