@@ -1,4 +1,4 @@
-"""Run the jobs as a user does: as processes, on a small real store; one trained run serves many tests."""
+"""Run the jobs as a user does: as processes, on a small real store (the fixtures `jobs` and `tiny` of all tests)."""
 from __future__ import annotations
 
 import json
@@ -55,10 +55,8 @@ class Jobs:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-@pytest.fixture(scope="session")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """A store of 96 + 24 scenes, and places to run in. The extensions' cache is the user's: it is built at set-up."""
-    base = tmp_path_factory.mktemp("e2e")
+def make_jobs(base: Path) -> Jobs:
+    """A store of 94 + 24 scenes, and places to run in. The extensions' cache is the user's: it is built at set-up."""
     home = base / "home"
     (home / ".cache").mkdir(parents=True)
     extensions = Path.home() / ".cache" / "torch_extensions"
@@ -82,9 +80,8 @@ class Finished:
     output: str
 
 
-@pytest.fixture(scope="session")
-def tiny(jobs: Jobs) -> Finished:
-    """The trained fixture: 12 steps on two workers."""
+def train_tiny(jobs: Jobs) -> Finished:
+    """12 steps on two workers."""
     done = jobs.run()
     assert done.returncode == 0, done.stderr
     return Finished(jobs.storage / "tiny", done.stdout)
