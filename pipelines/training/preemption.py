@@ -13,6 +13,7 @@ from pipelines.errors import Preempted
 from pipelines.training.lease import Lease
 
 AGAIN = "run the same command again"
+NOTHING_TO_SAVE = f"preempted while there was nothing to save: {AGAIN}"
 
 
 class Preemption:
@@ -28,9 +29,11 @@ class Preemption:
         self.listen()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)  # type: ignore[arg-type]
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's handler, while it starts
+            raise Preempted(NOTHING_TO_SAVE) from None
 
     def listen(self) -> None:
         """Take the signal, again where Ray has put its own handler in place; only the main thread can."""
@@ -42,7 +45,7 @@ class Preemption:
             return
         self._asked = True
         if not self._training:
-            raise Preempted(f"preempted while there was nothing to save: {AGAIN}")
+            raise Preempted(NOTHING_TO_SAVE)
         self._lease.stop_workers()
 
     @contextmanager

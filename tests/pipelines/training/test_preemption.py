@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 DRIVER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from jobs import cli
 from pipelines.training.lease import Lease, Order, order
@@ -20,7 +20,9 @@ from pipelines.training.preemption import Preemption
 def main(argv):
     run = Path(argv[0])
     with Lease(run) as lease, Preemption(lease) as preemption:
-        if argv[1] == "building":
+        if argv[1] == "connecting":  # as ray.init does
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        if argv[1] != "training":
             print("ready", flush=True)
             try:
                 time.sleep(60)
@@ -40,6 +42,7 @@ cli.run(main)
 
 @pytest.mark.parametrize(("phase", "signals", "told"), [
     ("building", 1, "preempted while there was nothing to save: run the same command again\n"),
+    ("connecting", 1, "preempted while there was nothing to save: run the same command again\n"),
     ("training", 1, "preempted at step 7: run the same command again\n"),
     ("training", 3, "preempted at step 7: run the same command again\n"),
 ])
