@@ -144,6 +144,8 @@ def test_an_unknown_key_names_the_one_that_is_meant(key: str, near: str) -> None
 
 MAY_BE_NEGATIVE = {"run.seed", "data.seed", "model.summary_ratio.value"}
 MAY_BE_ZERO = MAY_BE_NEGATIVE | {
+    "data.short_side", "groups.regroup_every", "groups.regroup_lead", "feed.rand_augment",
+    "feed.rand_augment_magnitude",
     "data.scenes", "data.scenes_val", "data.max_bad_share", "feed.max_bad_share", "model.abstract.restart_rate",
     "model.text.layers", "model.fusion.dropout", "tasks.itc.memory", "tasks.itm.hard_ramp",
     "train.max_steps", "train.schedule_steps", "train.validate_every", "train.min_lr_share", "train.warmup_share",
