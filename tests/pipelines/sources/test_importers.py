@@ -95,7 +95,9 @@ def test_flickr30k_with_the_line_that_lacks_a_bar(tmp_path: Path, ingest: Ingest
                                                   refused: Refused) -> None:
     truth = layouts.flickr30k(tmp_path, layouts.pictures(2))
     file = tmp_path / "results.csv"
-    file.write_text(file.read_text() + "2.jpg| 4   A dog runs across the grass .\n")
+    file.write_text(file.read_text() + "2.jpg| 4   A dog runs across the grass .\n2.jpg| 5| one | two\n")
+    image, captions, split = truth["flickr30k/2"]
+    truth["flickr30k/2"] = (image, (*captions, "one | two"), split)
     ingest(format="flickr30k", path=file, images=tmp_path / "flickr30k-images", split="train", max_bad_share=.5)
     assert stored() == truth and refused() == {"flickr30k/line 12": "wrong fields"}
 
@@ -199,7 +201,8 @@ def test_parquet_with_rows_that_are_no_good(tmp_path: Path, ingest: Ingest, stor
     p = layouts.pictures(1)[0]
     latin = pa.Array.from_buffers(pa.string(), 4, [None, pa.py_buffer(
         b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3, 4))), pa.py_buffer(b"a\xe9bc")])
-    pq.write_table(pa.table({"image": [p.image, p.image, None, p.image], "caption": latin}), tmp_path / "one.parquet")
+    pq.write_table(pa.table({"image": [p.image, p.image, None, p.image], "caption": latin}), tmp_path / "one.parquet",
+                   row_group_size=3)
     ingest(format="parquet", path=tmp_path / "one.parquet", split="train", max_bad_share=.5)
     assert set(stored()) == {"parquet/one/0", "parquet/one/3"}
     assert refused() == {"parquet/one/1": "wrong encoding", "parquet/one/2": "missing file"}
