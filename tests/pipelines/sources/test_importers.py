@@ -122,6 +122,20 @@ def test_visual_genome_without_what_coco_evaluates_on(tmp_path: Path, ingest: In
     assert {f"vg2/{i}" for i in range(3, 11)} == {id_ for id_ in stored() if id_.startswith("vg2/")}
 
 
+def test_visual_genome_in_its_older_spelling(tmp_path: Path, ingest: Ingest, stored: Stored) -> None:
+    truth = layouts.visual_genome(tmp_path, layouts.pictures(4), coco_ids={})
+    data, regions = (json.loads((tmp_path / name).read_text()) for name in (
+        "image_data.json", "region_descriptions.json"))
+    layouts.write_json(tmp_path / "image_data.json", [{**{k: v for k, v in item.items() if k != "image_id"},
+                                                       "id": item["image_id"]} for item in data])
+    layouts.write_json(tmp_path / "region_descriptions.json", [{"regions": item["regions"]} for item in regions])
+    layouts.coco(tmp_path / "coco", layouts.pictures(1, first=900), "val2014")
+    ingest(format="vg", path=tmp_path / "region_descriptions.json", image_data=tmp_path / "image_data.json",
+           images=tmp_path, split="train",
+           coco_held_out=(str(tmp_path / "coco/annotations/captions_val2014.json"),))
+    assert stored() == truth
+
+
 @pytest.mark.parametrize("layout", [layouts.img2dataset_tars, layouts.img2dataset_parquet])
 def test_img2dataset(layout: Callable[[Path, list[layouts.Picture]], Truth], tmp_path: Path, ingest: Ingest,
                      stored: Stored) -> None:
