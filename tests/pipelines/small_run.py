@@ -11,7 +11,7 @@ import torch
 
 from ashnets.weights_file import save_weights
 from jobs import cli
-from pipelines.config import PretrainConfig
+from pipelines.config import DataConfig, PretrainConfig
 from pipelines.resume import save_config
 from pipelines.sources.scenes import ScenesSource
 from pipelines.store.schema import STORE_SCHEMA
@@ -30,7 +30,7 @@ def tiny_config(**changes: Any) -> PretrainConfig:
 def scene_rows(train: int, val: int) -> list[dict[str, Any]]:
     """Rows of the store: generated scenes."""
     source = ScenesSource(train=train, val=val, side=32, seed=0)
-    return [to_row(sample, "scenes", "b", 1 << 20) for part in range(source.parts) for sample in source.read(part)]
+    return [to_row(sample, "scenes", "b", DataConfig()) for part in range(source.parts) for sample in source.read(part)]
 
 
 def make_store(path: Path, rows: list[dict[str, Any]]) -> ImageTextStore:
