@@ -192,15 +192,17 @@ def _read_local(folder: str, name: str) -> bytes | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         raise Refused("unreadable file", f"{name}: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Refused("not a file", name)
         _check_size(name, status.st_size)
-        try:
+        with open(descriptor, "rb", closefd=False) as file:
             return file.read()
-        except OSError as error:
-            raise Refused("unreadable file", f"{name}: {error.strerror}") from error
+    except OSError as error:
+        raise Refused("unreadable file", f"{name}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
 
 
 def _read_remote(folder: str, name: str) -> bytes | None:
