@@ -16,6 +16,8 @@ MAX_BATCH_BYTES = 8 * 2**20
 """Decoded bytes of the repeated texts of one batch; more only where a single text is larger."""
 MAX_DICTIONARY_BYTES = 32 * 2**20
 """Largest dictionary page; writers turn to plain pages at about 1 MiB."""
+PLAIN_BATCH_BYTES = 64 * 2**20
+"""What a batch should hold at most by the file's own figures, so that large images come in smaller batches."""
 DICTIONARY_PAGE = 2
 
 
@@ -25,21 +27,25 @@ class Unbounded(Exception):
 
 def bounded_rows(file: Any, raw: BinaryIO, columns: Sequence[str], row_groups: Sequence[int],
                  rows: int) -> int:
-    """The largest batch, at most `rows`, whose texts outside lists stay below MAX_BATCH_BYTES whatever they repeat.
+    """The largest batch, at most `rows` and about PLAIN_BATCH_BYTES, whose repeated texts outside lists stay below
+    MAX_BATCH_BYTES whatever they repeat.
 
     Raises Unbounded where a single text could be larger than MAX_DICTIONARY_BYTES.
     """
-    largest = 1
+    largest, average = 1, 1
     for group in row_groups:
+        row_group = file.metadata.row_group(group)
+        chunks = [row_group.column(i) for i in range(row_group.num_columns)]
+        average = max(average, sum(chunk.total_uncompressed_size for chunk in chunks
+                                   if chunk.path_in_schema.split(".")[0] in columns) // max(1, row_group.num_rows))
         sizes = [_dictionary_bytes(raw, chunk) for chunk in _text_chunks(file, columns, group, nested=False)]
         largest = max(largest, sum(sizes))
     if largest > MAX_DICTIONARY_BYTES:
         raise Unbounded(f"a dictionary page of {largest:,} bytes")
-    return min(rows, max(1, MAX_BATCH_BYTES // largest))
+    return min(rows, max(1, MAX_BATCH_BYTES // largest), max(1, PLAIN_BATCH_BYTES // average))
 
 
-def repeated_lists(file: Any, raw: BinaryIO, columns: Sequence[str],
-                   row_groups: Sequence[int]) -> list[str]:
+def repeated_lists(file: Any, raw: BinaryIO, columns: Sequence[str], row_groups: Sequence[int]) -> list[str]:
     """The leaves below lists that repeat texts: one row can hold any number of them, so they are read as indices."""
     return sorted({chunk.path_in_schema for group in row_groups
                    for chunk in _text_chunks(file, columns, group, nested=True) if _dictionary_bytes(raw, chunk)})

@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +34,9 @@ STORE_SCHEMA = pa.schema([
 ])
 """A row of the image-text store: one image, encoded as it is stored, with all its captions."""
 
+# Without a buffer, or with pre_buffer, pyarrow holds whole column chunks, as large as their writer made them.
+_READING: dict[str, Any] = {"arrow_extensions_enabled": False, "page_checksum_verification": True,
+                            "pre_buffer": False, "buffer_size": 2**20}
 MAX_TABLE_BYTES = 2**31
 """Decoded bytes that `read_row_groups` holds at most."""
 
@@ -46,7 +50,7 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such Parquet file")
     try:
-        file = pq.ParquetFile(path, arrow_extensions_enabled=False, page_checksum_verification=True)
+        file = pq.ParquetFile(path, **_READING)
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({_first_line(error)}): "
@@ -87,8 +91,7 @@ def _careful_batches(path: str | Path, file: pq.ParquetFile, lists: list[str], g
 
     A batch over two row groups would hold two dictionaries, which pyarrow cannot put together below lists.
     """
-    with pq.ParquetFile(path, metadata=file.metadata, read_dictionary=lists, arrow_extensions_enabled=False,
-                        page_checksum_verification=True) as careful:
+    with pq.ParquetFile(path, metadata=file.metadata, read_dictionary=lists, **_READING) as careful:
         for batch in careful.iter_batches(size, row_groups=[group], columns=wanted):
             yield from expand(batch, file.schema_arrow)
 

@@ -159,6 +159,15 @@ def bomb(file: Path, nested: bool) -> None:
     assert file.stat().st_size < 474
 
 
+def grown(folder: Path, file: str, how: str = "batches") -> tuple[int, str]:
+    """Bytes by which a process grows that reads `file`, and what it says then."""
+    write_parquet(pa.table({"captions": ["a"]}), folder / "fine.parquet")
+    answer = subprocess.run([sys.executable, "-c", GROWTH, file, "fine.parquet", how], cwd=folder, text=True,
+                            env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, check=True)
+    peak, _, said = answer.stdout.strip().partition(" ")
+    return int(peak), said
+
+
 @pytest.mark.parametrize("nested,how,limit,end", [
     (False, "batches", MAX_BATCH_BYTES, "512"),
     (False, "table", 2**25, "0 bomb.parquet: row groups [0] decode to more than 33,554,432 bytes"),
@@ -167,13 +176,22 @@ def bomb(file: Path, nested: bool) -> None:
 def test_a_small_file_that_decodes_to_gigabytes_stays_within_bounded_memory(nested: bool, how: str, limit: int,
                                                                             end: str, tmp_path: Path) -> None:
     bomb(tmp_path / "bomb.parquet", nested)
-    write_parquet(pa.table({"captions": ["a"]}), tmp_path / "fine.parquet")
-    program = [sys.executable, "-c", GROWTH, "bomb.parquet", "fine.parquet", how]
-    answer = subprocess.run(program, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, text=True,
-                            capture_output=True, check=True)
-    grown, _, rest = answer.stdout.partition(" ")
-    assert rest.startswith(end)
-    assert int(grown) < limit + 64_000_000
+    peak, said = grown(tmp_path, "bomb.parquet", how)
+    assert said.startswith(end)
+    assert peak < limit + 64_000_000
+
+
+def test_a_row_group_of_any_size_is_read_in_bounded_memory(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([os.urandom(50_000) for _ in range(4_000)], pa.binary())})
+    pq.write_table(table, tmp_path / "large.parquet", row_group_size=4_000, write_batch_size=16, use_dictionary=False)
+    peak, said = grown(tmp_path, "large.parquet")
+    assert said == "4000" and peak < 64_000_000 < table.nbytes / 3
+
+
+def test_large_images_come_in_smaller_batches(tmp_path: Path) -> None:
+    write_parquet(pa.table({"image": [bytes([i]) * 2**23 for i in range(12)]}), tmp_path / "a.parquet")
+    batches = list(iter_batches(tmp_path / "a.parquet"))
+    assert max(batch.num_rows for batch in batches) <= 8 and sum(batch.num_rows for batch in batches) == 12
 
 
 def test_a_page_of_one_huge_value_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
