@@ -65,9 +65,10 @@ def _rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _from_texts(folder: str) -> Iterator[Fact]:
     """An image's captions are the lines of the .txt of the same name."""
-    by_stem = gather((name.rpartition(".")[0], "text" if name.lower().endswith(".txt") else "image", name)
-                     for name, _ in list_files(folder, (*IMAGE_ENDINGS, ".txt")))
-    for _, found in by_stem:
+    for stem, found in gather(map(_by_stem, (name for name, _ in list_files(folder, (*IMAGE_ENDINGS, ".txt"))))):
+        if "odd" in found:
+            yield bad(stem, Refused("wrong encoding", "the file's name is not UTF-8"))
+            continue
         try:
             captions = [line for name in found.get("text", ()) for line in _lines(join(folder, name))]
         except Refused as error:
@@ -78,6 +79,14 @@ def _from_texts(folder: str) -> Iterator[Fact]:
             yield from ((image, "caption", caption) for caption in captions)
         if "image" not in found:
             yield bad(found["text"][0], Refused("missing file", "no image of this name"))
+
+
+def _by_stem(name: str) -> Fact:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python holds the bytes of such names as halves of characters
+        return name.encode(errors="backslashreplace").decode(), "odd", ""
+    return name.rpartition(".")[0], "text" if name.lower().endswith(".txt") else "image", name
 
 
 def _lines(place: str) -> list[str]:

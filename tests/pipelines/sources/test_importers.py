@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -168,12 +169,13 @@ def test_folder_with_texts_beside_the_images(tmp_path: Path, ingest: Ingest, sto
     layouts.write(tmp_path / "mine/latin.txt", "\u00e9t\u00e9".encode("latin-1"))
     layouts.write(tmp_path / "mine/alone.jpg", layouts.pictures(1)[0].image)
     layouts.write(tmp_path / "mine/orphan.txt", "no image")
+    (tmp_path / "mine" / os.fsdecode(b"\xe9.jpg")).write_bytes(layouts.pictures(1)[0].image)
     with pytest.raises(UserError, match="source.split is missing"):
         ingest(format="folder", path=tmp_path / "mine", max_bad_share=.5)
     ingest(format="folder", path=tmp_path / "mine", split="train", max_bad_share=.5)
     assert stored() == truth
     assert refused() == {"folder/latin.txt": "wrong encoding", "folder/alone.jpg": "empty caption",
-                         "folder/orphan.txt": "missing file"}
+                         "folder/orphan.txt": "missing file", "folder/\\udce9.jpg": "wrong encoding"}
 
 
 def test_images_that_come_later_make_another_batch(tmp_path: Path, ingest: Ingest, stored: Stored) -> None:
