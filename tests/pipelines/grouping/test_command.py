@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from ashnets.config import TextConfig
-from pipelines.config import GroupsConfig
+from jobs import cli
+from pipelines.config import GroupsConfig, PretrainConfig
 from pipelines.errors import UserError
 from pipelines.export import complete
 from pipelines.grouping import build, command, image_embedding
@@ -93,6 +94,15 @@ def test_cells_and_one_cell_write_alike(root: Path, config: GroupConfig, tmp_pat
     assert cells.manifest["configuration"]["cell"] == 16
 
 
+def test_the_command_line_groups_as_the_demo_does(root: Path) -> None:
+    """So that `jobs/pretrain.py` finds what `jobs/group.py` has made."""
+    demo = cli.parse(PretrainConfig, [], description="", defaults_file=cli.CONFIGS / "demo.yaml").config
+    alone = cli.parse(GroupConfig, [f"data.store={root / 'store'}"], description="",
+                      defaults_file=cli.CONFIGS / "group.yaml").config
+    assert (alone.text, alone.seed, alone.groups) == (demo.model.text, demo.run.seed, demo.groups)
+    assert check(alone, root).path == groups_folder(demo, root / "store", ImageTextStore(root / "store").version())
+
+
 def test_an_unnamed_path_is_where_pre_training_looks(root: Path, config: GroupConfig) -> None:
     tiny = tiny_config()
     alike = replace(config, groups=tiny.groups, text=tiny.model.text)
@@ -116,6 +126,7 @@ def test_every_mistake_is_told_before_work_starts(root: Path, config: GroupConfi
         "lacks config.json": replace(config, model=str(tmp_path / "bare")),
         "does not exist; name the folder of a run": replace(config, model="no-such-run"),
         "no_such_package is not installed": replace(config, text=TextConfig(init="package:no_such_package/x")),
+        "^text.tokenizer is empty": replace(config, text=TextConfig()),
         "is a file: name a folder": at(config, tmp_path / "file"),
         "has no groups.json": at(config, tmp_path / "folder"),
         r"groups.path=.* cannot be made \(.*\): name a writable folder": at(config, tmp_path / "file" / "groups"),

@@ -10,9 +10,9 @@ from types import ModuleType
 
 import numpy as np
 
-from pipelines.config import DataConfig, GroupsConfig
+from jobs import cli
+from pipelines.config import DataConfig, GroupsConfig, PretrainConfig
 from pipelines.grouping.build import build_groups
-from pipelines.grouping.config import demo_text
 from pipelines.grouping.duplicates import duplicate_labels
 from pipelines.grouping.partition import in_one_cell
 from pipelines.store.ingest import ingest_demo
@@ -45,9 +45,10 @@ def test_groups_of_one_cell_stay_what_they_were() -> None:
 
 def test_emoji_of_one_subcategory_meet_in_groups(ray_local: ModuleType, tmp_path: Path) -> None:
     """At least three times as often as in random groups, and never two names of one drawing."""
+    demo = cli.parse(PretrainConfig, [], description="", defaults_file=cli.CONFIGS / "demo.yaml").config
     ingest_demo(DataConfig(source="emoji"), tmp_path / "store", lambda *_: None)
     store = ImageTextStore(tmp_path / "store")
-    built = build_groups(GroupsConfig(), demo_text(), store, 0, tmp_path / "groups")
+    built = build_groups(GroupsConfig(), demo.model.text, store, 0, tmp_path / "groups")
     rows = [row for batch in store.iter_batches(["sample_id", "metadata", "image_class"], "train")
             for row in batch.to_pylist()]
     kind = {row["sample_id"]: json.loads(row["metadata"])["subcategory"] for row in rows}
