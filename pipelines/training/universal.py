@@ -15,6 +15,9 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.checkpoint import PARAM, ds_to_universal
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
@@ -22,8 +25,10 @@ TENSORS = ("fp32", "exp_avg", "exp_avg_sq")
 
 
 def load(path: Path) -> Any:
-    """A file of a checkpoint whose manifest has been verified, in host memory."""
-    return torch.load(path, map_location="cpu", weights_only=False)
+    """A file of a checkpoint whose manifest has been verified, in host memory; it may hold tensors and DeepSpeed's own
+    plain records."""
+    with torch.serialization.safe_globals([fragment_address, LossScaler, ZeroStageEnum]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def model_file(state: Path) -> Path:
