@@ -87,6 +87,10 @@ class GroupsConfig:
     """k of the nearest-neighbour search."""
     row_group: int = 16
     """Groups in a Parquet row group (the unit of the global shuffle)."""
+    regroup_every: int = 0
+    """Epochs after which the samples are grouped anew by the model's own image embeddings (ITC); 0: never."""
+    regroup_lead: float = 0.5
+    """Epochs between the model that is taken for that and the first step on its groups."""
     duplicate_cosine: float = 1.0
     """Samples of at least this cosine count as one picture, so that no loss takes them for negatives; 1: off."""
     cell: int = 250_000
@@ -95,6 +99,9 @@ class GroupsConfig:
     def __post_init__(self) -> None:
         for name in ("size", "neighbours", "row_group"):
             require(getattr(self, name) >= 1, f"groups.{name}", getattr(self, name), "at least 1")
+        require(self.regroup_every >= 0, "groups.regroup_every", self.regroup_every, "0 or more")
+        require(0 <= self.regroup_lead < max(1, self.regroup_every), "groups.regroup_lead", self.regroup_lead,
+                "from 0 to below groups.regroup_every")
         require(0 < self.duplicate_cosine <= 1, "groups.duplicate_cosine", self.duplicate_cosine, "above 0, at most 1")
         require(self.cell >= 8 * self.size, "groups.cell", self.cell, f"at least 8 groups.size={self.size} samples")
 
@@ -126,10 +133,10 @@ class FeedConfig:
         for name in ("window", "image_size", "captions"):
             require(getattr(self, name) >= 1, f"feed.{name}", getattr(self, name), "at least 1")
         require(0 < self.crop_scale <= 1, "feed.crop_scale", self.crop_scale, "above 0, at most 1")
-        require(0 <= self.max_bad_share <= 1, "feed.max_bad_share", self.max_bad_share, "from 0 to 1")
         require(self.rand_augment >= 0, "feed.rand_augment", self.rand_augment, "0 or more")
         require(0 <= self.rand_augment_magnitude <= 10, "feed.rand_augment_magnitude", self.rand_augment_magnitude,
                 "from 0 to 10")
+        require(0 <= self.max_bad_share <= 1, "feed.max_bad_share", self.max_bad_share, "from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -293,3 +300,7 @@ class PretrainConfig:
                              "not change; give one number")
         if not self.model.summary_ratio.off:
             self.model.abstract.steps_per_sample(self.groups.size)
+        require(not self.groups.regroup_every or self.tasks.itc.weight > 0, "groups.regroup_every",
+                self.groups.regroup_every, "0 where tasks.itc.weight is 0, since ITC's embeddings make the new groups")
+        require(not self.groups.regroup_every or self.groups.method == "similar", "groups.regroup_every",
+                self.groups.regroup_every, "0 where groups.method is random")

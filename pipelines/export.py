@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import sync
 from pipelines.model_source import CONFIG, WEIGHTS, ModelSource, complete_export, find_model
@@ -61,20 +62,25 @@ def complete(run: Path) -> Path:
 
 def write_companions(run: Path, folder: Path) -> None:
     """Write into `folder` what the run's weights need beside them: configuration, processor, model card."""
-    from ashnets.pretrained import ASHNetsConfig, ASHNetsProcessor
     from ashnets.weights_file import trained_steps
-    from pipelines.feed.plan import feed_plan
     from pipelines.report.card import model_card
     from pipelines.report.summary import read_summary
     from pipelines.resume import load_config
     config = load_config(run)
-    ASHNetsConfig.of(config.model, config.tasks, config.feed.image_size).save_pretrained(folder)
-    plan = feed_plan(config, "")
-    ASHNetsProcessor(plan.tokenizer, plan.max_tokens, config.feed.image_size).save_pretrained(folder)
+    write_loading_files(config, folder)
     steps = trained_steps(run / "export" / WEIGHTS)
     (folder / "README.md").write_text(model_card(config, run, steps, read_summary(run)), encoding="utf-8")
     for file in folder.iterdir():
         sync(file)
+
+
+def write_loading_files(config: PretrainConfig, folder: Path) -> None:
+    """Write into `folder` what weights need beside them to be loaded: configuration, processor, tokenizer."""
+    from ashnets.pretrained import ASHNetsConfig, ASHNetsProcessor
+    from pipelines.feed.plan import feed_plan
+    ASHNetsConfig.of(config.model, config.tasks, config.feed.image_size).save_pretrained(folder)
+    plan = feed_plan(config, "")
+    ASHNetsProcessor(plan.tokenizer, plan.max_tokens, config.feed.image_size).save_pretrained(folder)
 
 
 def _parameters(folder: Path, source: Path) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.connection import connect
 from pipelines.config import PretrainConfig, ScalingConfig
 from pipelines.doctor import certain, estimates, uses_cpu
+from pipelines.errors import UserError
 from pipelines.finding import demand
 from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.resume import save_config
@@ -79,6 +80,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     from pipelines.evaluation.final import evaluate_export
     from pipelines.export import complete
     from pipelines.grouping.build import build_groups
+    from pipelines.grouping.stage_builder import StageBuilder
     from pipelines.report.page import write_report
     from pipelines.report.stages import StageProgress
     from pipelines.report.summary import print_summary, write_summary
@@ -104,7 +106,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
     print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {in_words(config.scaling)} on {device}, "
           f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)
-    with preemption.training(run), damages_shown(run), TrainingProgress(run, job.stop_step):
+    with preemption.training(run), damages_shown(run), TrainingProgress(run, job.stop_step), StageBuilder(job):
         fit(job)
     print("evaluation: held-out data, from rest", flush=True)
     final = evaluate_export(job)
@@ -120,9 +122,15 @@ def make_job(config: PretrainConfig, run: Path, attempt: int, store: Path, versi
              device: str) -> TrainingJob:
     """What the workers train: the steps of an epoch follow from the groups where the configuration counts epochs."""
     from pipelines.feed.plan import feed_plan
+    from pipelines.feed.stages import Stages
     train = config.train
     end = None if train.schedule_steps else train.epochs * groups
-    plan = feed_plan(config, str(groups_path), end)
+    every = config.groups.regroup_every
+    stages = Stages(str(run / "stages"), every, round(config.groups.regroup_lead * groups)) if every else None
+    plan = feed_plan(config, str(groups_path), end, stages)
+    if stages and stages.begins(1, groups) < plan.step_groups:
+        raise UserError(f"groups.regroup_every={every}: {every * groups} groups are less than one step of "
+                        f"{plan.step_groups}: regroup less often, or make the steps smaller")
     schedule = train.schedule_steps or math.ceil(train.epochs * groups / plan.step_groups)
     return TrainingJob(config=config, run=run, attempt=attempt, plan=plan, store=store, store_version=version,
                        groups=groups, schedule_steps=schedule, stop_step=stop_step(config, schedule), device=device)

@@ -64,20 +64,20 @@ class FeedPlan:
         """Steps whose micro-batches for one of `world` ranks travel in one block."""
         return -(-BLOCK_GROUPS // (rounds(self.atoms_per_step, world) * self.groups_per_atom))
 
-    def streams(self, start_step: int, stop_step: int) -> list[tuple[int, int]]:
-        """Steps [start_step, stop_step) cut before each step that is the first to need a later stage of the groups.
+    def streams(self, start_step: int, stop_step: int) -> dict[str, tuple[int, int]]:
+        """Steps [start_step, stop_step), cut before each step that is the first to need a later stage of the groups.
 
         Each piece is read by a pipeline of its own, which starts when it is asked for: one that read ahead into a
-        stage that is still being built would hold the CPUs that the building needs.
+        stage that is still being built would hold the CPUs that the building needs. The names stay the same from
+        wherever training starts.
         """
-        cuts = [start_step]
-        if self.stages is not None:
-            epoch_groups = self.store().groups
-            stage = 1
-            while (first := self.stages.begins(stage, epoch_groups) // self.step_groups) < stop_step:
-                cuts += [first] if first > cuts[-1] else []
-                stage += 1
-        return list(zip(cuts, [*cuts[1:], stop_step], strict=True))
+        cuts = [0]
+        while self.stages is not None and cuts[-1] < stop_step:
+            cuts.append(self.stages.begins(len(cuts), self.store().groups) // self.step_groups)
+        pieces = zip(cuts, [*cuts[1:], stop_step], strict=True)
+        cut = {f"stage {stage}": (max(first, start_step), min(last, stop_step))
+               for stage, (first, last) in enumerate(pieces)}
+        return {name: (first, last) for name, (first, last) in cut.items() if first < last}
 
     def padding_groups(self, world: int) -> int:
         """Rows of weight 0 behind every step, so that each of `world` ranks runs equally many micro-batches."""

@@ -63,7 +63,7 @@ class FeedDataConfig(ray.train.DataConfig):
     """Ray Train's data configuration: builds the streams anew at every start of the worker group.
 
     `start_step` is called then, and gives the step that the group will resume from. The datasets that the trainer
-    was given count for nothing.
+    was given only lend their names, those of all the plan's streams.
     """
 
     def __init__(self, plan: FeedPlan, start_step: Callable[[], int], stop_step: int) -> None:
@@ -76,17 +76,11 @@ class FeedDataConfig(ray.train.DataConfig):
                   worker_node_ids: list[str] | None, **kwargs: Any) -> list[dict[str, DataIterator]]:
         """One iterator a rank and stream."""
         output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        start = self._start_step()
-        for first, last in self._plan.streams(start, self._stop_step) if start < self._stop_step else []:
+        for name, (first, last) in self._plan.streams(self._start_step(), self._stop_step).items():
             stream = build_stream(self._plan, first, last, world_size)
             for rank, part in enumerate(stream.streaming_split(world_size, equal=False)):
-                output[rank][stream_name(first)] = part
+                output[rank][name] = part
         return output
-
-
-def stream_name(first_step: int) -> str:
-    """The name of the stream that begins with a step."""
-    return f"train from step {first_step}"
 
 
 def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, world: int) -> Iterator[MicroBatch]:
@@ -97,8 +91,8 @@ def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, wo
     # Here and not above, so that the process which builds the stream never loads torch.
     from pipelines.feed.batches import micro_batches
 
-    for first, last in plan.streams(start_step, stop_step) if start_step < stop_step else []:
-        blocks = whole_blocks(ray.train.get_dataset_shard(stream_name(first)))
+    for name, (first, last) in plan.streams(start_step, stop_step).items():
+        blocks = whole_blocks(ray.train.get_dataset_shard(name))
         yield from micro_batches(blocks, plan, first, last, rank, world)
 
 

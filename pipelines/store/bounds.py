@@ -66,7 +66,7 @@ def expand(batch: pa.RecordBatch, schema: pa.Schema) -> Iterator[pa.RecordBatch]
 def _text_chunks(file: Any, columns: Sequence[str], group: int, *, nested: bool
                  ) -> Iterator[Any]:
     row_group = file.metadata.row_group(group)
-    for i in range(row_group.num_columns):
+    for i in range(row_group.num_columns if row_group.num_rows else 0):  # without rows there are no pages
         leaf, chunk = file.schema.column(i), row_group.column(i)
         wanted = chunk.path_in_schema.split(".")[0] in columns
         if wanted and leaf.physical_type == "BYTE_ARRAY" and nested == (leaf.max_repetition_level > 0):

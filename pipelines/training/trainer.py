@@ -56,7 +56,7 @@ def fit(job: TrainingJob) -> None:
         TorchTrainer(
             _train_worker,
             train_loop_config={"job": job},
-            datasets={"train": ray.data.range(1)},
+            datasets={name: ray.data.range(1) for name in job.plan.streams(0, job.stop_step)},
             dataset_config=FeedDataConfig(job.plan, lambda: _start_step(run), job.stop_step),
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(

@@ -42,14 +42,17 @@ def test_a_stage_takes_over_inside_a_step(staged: FeedPlan, small_store: SmallSt
 
 
 def test_no_stream_needs_a_stage_before_its_model_is_made(staged: FeedPlan) -> None:
-    assert staged.streams(0, 20) == [(0, 12), (12, 20)] and staged.streams(12, 20) == [(12, 20)]
-    assert staged.streams(13, 40) == [(13, 24), (24, 37), (37, 40)]
+    assert staged.streams(0, 20) == {"stage 0": (0, 12), "stage 1": (12, 20)}
+    assert staged.streams(12, 20) == {"stage 1": (12, 20)}
+    assert staged.streams(13, 40) == {"stage 1": (13, 24), "stage 2": (24, 37), "stage 3": (37, 40)}
+    assert staged.streams(20, 20) == {}
+    assert replace(staged, stages=None).streams(3, 20) == {"stage 0": (3, 20)}
     assert staged.stages
     for lead in range(37):
         plan = replace(staged, stages=replace(staged.stages, lead=lead))
         assert plan.stages
         for stage in (1, 2, 3):
-            first = [first for first, _ in plan.streams(0, 60)][stage]
+            first, _ = plan.streams(0, 60)[f"stage {stage}"]
             assert plan.stages.model_step(stage, 37, 6) <= first
             assert first * 6 <= plan.stages.begins(stage, 37) < first * 6 + 6
 

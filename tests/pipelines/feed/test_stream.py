@@ -15,7 +15,7 @@ from ashnets.batch import MicroBatch
 from pipelines.errors import FinalError
 from pipelines.feed.batches import local_batches, micro_batches
 from pipelines.feed.plan import FeedPlan
-from pipelines.feed.stream import FeedDataConfig, build_stream, stream_name, train_batches, whole_blocks
+from pipelines.feed.stream import FeedDataConfig, build_stream, train_batches, whole_blocks
 from pipelines.feed.transform import transform_block
 
 from .conftest import MakePlan
@@ -40,7 +40,7 @@ def test_the_stream_is_the_in_process_feed(ray_local: ModuleType, make_plan: Mak
     plan = make_plan()
     config = FeedDataConfig(plan, lambda: start, stop)
     shards = config.configure({"train": None}, world, None, None)
-    got = consume([shard[stream_name(start)] for shard in shards], plan, start, stop)
+    got = consume([shard["stage 0"] for shard in shards], plan, start, stop)
     for rank in range(world):
         assert_equal(got[rank], list(local_batches(plan, start, stop, rank, world)))
 

@@ -311,3 +311,8 @@ def test_nobody_else_calls_a_parquet_reader() -> None:
              if (lines := reader_calls(file.read_text(encoding="utf-8")))}
     assert "pipelines/store/schema.py" in found
     assert not [name for name in found if not name.startswith(tuple(EXCEPTIONS))]
+
+
+def test_a_file_without_rows_is_read_as_such(tmp_path: Path) -> None:
+    write_parquet(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    assert list(iter_batches(tmp_path / "empty.parquet")) == []
