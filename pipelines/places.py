@@ -33,5 +33,9 @@ def groups_folder(config: PretrainConfig, store: Path, version: int) -> Path:
     groups: GroupsConfig = config.groups
     if groups.path:
         return Path(groups.path).expanduser().absolute()
-    fingerprint = _fingerprint(asdict(groups), asdict(config.model.text), config.run.seed)
+    shaping, standard = asdict(groups), asdict(GroupsConfig())
+    # Regrouping shapes later groups only; two younger settings count where they are set: folders keep their names.
+    shaping = {name: value for name, value in shaping.items() if not name.startswith("regroup")
+               and not (name in ("duplicate_cosine", "cell") and value == standard[name])}
+    fingerprint = _fingerprint(shaping, asdict(config.model.text), config.run.seed)
     return store.with_name(f"{store.name}.groups") / f"v{version}-{groups.method}-G{groups.size}-{fingerprint}"

@@ -103,6 +103,17 @@ def test_the_command_line_groups_as_the_demo_does(root: Path) -> None:
     assert check(alone, root).path == groups_folder(demo, root / "store", ImageTextStore(root / "store").version())
 
 
+def test_the_demos_groups_keep_their_folder(tmp_path: Path) -> None:
+    """What came before cells, united duplicates and regrouping is found again; what shapes the groups has its own."""
+    demo = cli.parse(PretrainConfig, [], description="", defaults_file=cli.CONFIGS / "demo.yaml").config
+    named = groups_folder(demo, tmp_path / "demo", 1)
+    assert named == tmp_path / "demo.groups" / "v1-similar-G4-d221171f"
+    assert groups_folder(replace(demo, groups=GroupsConfig(regroup_every=1)), tmp_path / "demo", 1) == named
+    others = [GroupsConfig(cell=1000), GroupsConfig(duplicate_cosine=0.9), GroupsConfig(size=2),
+              GroupsConfig(neighbours=9)]
+    assert len({groups_folder(replace(demo, groups=other), tmp_path / "demo", 1) for other in others} | {named}) == 5
+
+
 def test_an_unnamed_path_is_where_pre_training_looks(root: Path, config: GroupConfig) -> None:
     tiny = tiny_config()
     alike = replace(config, groups=tiny.groups, text=tiny.model.text)
