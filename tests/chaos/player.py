@@ -26,12 +26,14 @@ class Player:
 
     jobs: Jobs
     life: Life
+    extra: tuple[str, ...] = ()
+    """More keys of the run."""
     struck: list[dict[str, Any]] = field(default_factory=list)
     """For each fault: what it was, the launches so far, the seconds until the next step was trained."""
 
     def __post_init__(self) -> None:
         self.folder = self.jobs.storage / self.life.name
-        self.keys = (f"run.name={self.life.name}", f"scaling.stall_timeout_s={STALL_S}")
+        self.keys = (f"run.name={self.life.name}", f"scaling.stall_timeout_s={STALL_S}", *self.extra)
         self.process: subprocess.Popen[str] = self.jobs.start(*self.keys)
 
     def play(self) -> subprocess.CompletedProcess[str]:

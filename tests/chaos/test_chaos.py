@@ -15,7 +15,12 @@ import pytest
 from tests.chaos.faults import Life, full, short
 from tests.chaos.player import Player, leftovers, shared_memory
 from tests.e2e.conftest import REPOSITORY, Finished, Jobs, lines
-from tests.e2e.outcome import assert_each_position_once, assert_each_step_once, assert_same_weights
+from tests.e2e.outcome import (
+    assert_each_position_once,
+    assert_each_step_once,
+    assert_same_bytes,
+    assert_same_weights,
+)
 
 SEED = 20251121
 RESULTS = REPOSITORY / "benchmarks" / "results" / "chaos.jsonl"
@@ -39,6 +44,7 @@ def survived(life: Life, jobs: Jobs, tiny: Finished) -> list[dict]:
     assert summary["recoveries"] >= len(life.faults)
     assert_each_position_once(player.folder)
     assert_each_step_once(player.folder)
+    assert_same_bytes(player.folder, tiny.folder)
     assert_same_weights(player.folder, tiny.folder)
     assert not leftovers(player.folder)
     assert shared_memory() <= buffers, "left in the machine's memory"
