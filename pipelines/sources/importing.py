@@ -124,10 +124,10 @@ def told(report: ImportReport) -> list[str]:
     if copies:
         lines.append(f"copies of pictures: {', '.join(copies)} (docs/data.md says what becomes of them)")
     if report.quarantined:
-        lines.append(f"quarantined: {sum(report.quarantined.values()):,} records, listed in {report.quarantine}")
+        lines.append(f"quarantined: {sum(report.quarantined.values()):,}, listed in {report.quarantine}")
         lines += [f"  {count:>10,} {reason}" for reason, count in report.quarantined.items()]
     if report.missing:
-        lines.append(f"WARNING: {report.quarantined['missing file']:,} IMAGES ARE MISSING, such as those of "
+        lines.append(f"WARNING: MISSING IMAGES: {report.quarantined['missing file']:,}, such as those of "
                      f"{', '.join(report.missing)}: a model that is trained without them is another model")
     return lines
 

@@ -50,7 +50,7 @@ def test_coco_says_what_does_not_fit(tmp_path: Path, ingest: Ingest, stored: Sto
                          "coco/annotations[36]": "wrong fields", "coco/annotations[37]": "wrong fields"}
     del truth["coco/1"], truth["coco/2"]
     assert stored() == truth
-    assert "WARNING: 1 IMAGES ARE MISSING, such as those of coco/1" in "\n".join(told(report))
+    assert "WARNING: MISSING IMAGES: 1, such as those of coco/1" in "\n".join(told(report))
 
 
 def test_coco_needs_a_split_where_the_name_tells_none(tmp_path: Path, ingest: Ingest, stored: Stored) -> None:
