@@ -27,10 +27,10 @@ pretrain: $(STAMP)  ## pre-train the demo on the CPU or GPUs that are here; ARGS
 	.venv/bin/python jobs/pretrain.py $(ARGS)
 
 test: $(STAMP)  ## run the tests; ARGS="-k words" and the like go to pytest
-	.venv/bin/python -m pytest tests -m "not chaos" -n 2 --dist loadgroup $(ARGS)
+	.venv/bin/python -m pytest tests -m "not chaos and not full" -n 2 --dist loadgroup $(ARGS)
 
 chaos: $(STAMP)  ## kill workers and drivers of real runs and look at what becomes of them
-	.venv/bin/python -m pytest tests -m chaos $(ARGS)
+	.venv/bin/python -m pytest tests -m "$(if $(filter full,$(CHAOS)),chaos or full,chaos and not full)" $(ARGS)
 
 bench: $(STAMP) $(BENCH_STAMP)  ## the feed against other loaders, one short round
 	.venv/bin/python -m benchmarks.feed short $(ARGS)

@@ -82,7 +82,7 @@ def _chunk(texts: list[str], file: Path) -> np.ndarray:
     from pipelines.grouping.embed import embed_captions
 
     connect()
-    text = cli.parse(GroupConfig, [], description="", defaults_file=cli.CONFIGS / "group.yaml").config.text
+    text = cli.parse(GroupConfig, [], description="", defaults_file=cli.CONFIGS / "group" / "demo.yaml").config.text
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     features = np.empty((len(texts), text.width), np.float32)
     features[order] = embed_captions(text, [texts[i] for i in order], 0)

@@ -14,7 +14,7 @@ from pipelines.grouping.config import GroupConfig
 
 def main(argv: list[str]) -> None:
     """Group as `argv` says."""
-    command = cli.parse(GroupConfig, argv, defaults_file=cli.CONFIGS / "group.yaml",
+    command = cli.parse(GroupConfig, argv, defaults_file=cli.CONFIGS / "group" / "demo.yaml",
                         description="Write disjoint groups of similar samples of a store's training split, one row a "
                                     "group, with groups.html, which shows them.")
     print("\n".join(command.difference), flush=True)

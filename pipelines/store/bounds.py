@@ -86,7 +86,7 @@ def _dictionary_bytes(raw: BinaryIO, chunk: Any) -> int:
     at = 0
     while len(fields) < 2 and at < len(header):
         if header[at] != 0x15:
-            raise Unbounded(f"column {chunk.path_in_schema} has a page header of unknown form")
+            raise pa.ArrowInvalid(f"column {chunk.path_in_schema} has a page header of unknown form")
         value, shift, at = 0, 0, at + 1
         while at < len(header):
             value |= (header[at] & 0x7F) << shift
@@ -96,7 +96,7 @@ def _dictionary_bytes(raw: BinaryIO, chunk: Any) -> int:
         fields.append(value >> 1 if not value & 1 else -1)
     kind, size = [*fields, 0, 0][:2]
     if size < 0:
-        raise Unbounded(f"column {chunk.path_in_schema} has a page of negative size")
+        raise pa.ArrowInvalid(f"column {chunk.path_in_schema} has a page of negative size")
     return size if kind == DICTIONARY_PAGE else 0
 
 

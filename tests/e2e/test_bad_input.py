@@ -116,7 +116,7 @@ def test_losses_that_stay_without_a_finite_value_end_the_launch_at_once(jobs: Jo
     assert not list((folder / "checkpoints").glob("step-*")), "none is made while a step was not finite"
 
 
-@pytest.mark.chaos
+@pytest.mark.full
 def test_too_many_damaged_images_end_the_launch(jobs: Jobs, tmp_path: Path) -> None:
     """One of 94 images is damaged: 11 of the first 1,024 samples."""
     groups = tmp_path / "groups"

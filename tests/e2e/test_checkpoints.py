@@ -43,6 +43,7 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str], what
         time.sleep(0.1)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(900)
 def test_training_follows_the_nodes(jobs: Jobs) -> None:
     """Two workers on two nodes; one node dies in the middle of an epoch, one worker goes on; it comes back, so does the
@@ -81,6 +82,7 @@ def test_training_follows_the_nodes(jobs: Jobs) -> None:
     assert worlds(folder)[0] == 2 and 1 in worlds(folder) and worlds(folder)[-1] == 2
 
 
+@pytest.mark.full
 def test_damaged_checkpoints_are_shown_and_other_workers_go_on(tiny: Finished, jobs: Jobs) -> None:
     """A run stopped at step 6 loses a bit of its checkpoint, and goes on from step 3 on one worker at ZeRO-3."""
     stopped = jobs.run("run.name=moved-on", "train.max_steps=6")
@@ -115,6 +117,7 @@ def test_the_best_validation_is_kept(tiny: Finished) -> None:
     assert scores == {3: None, 6: pytest.approx(mean), 9: None, 12: None}
 
 
+@pytest.mark.full
 def test_a_full_disk_ends_the_launch_and_space_lets_it_go_on(jobs: Jobs, tmp_path: Path) -> None:
     """The checkpoint of step 3 fits on the disk, that of step 6 does not (245 MB each)."""
     disk = tmp_path / "disk"

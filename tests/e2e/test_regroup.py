@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from tests.e2e.outcome import assert_same_bytes, assert_same_weights, recorded
 
 KEYS = ("groups.regroup_every=1", "checkpoint.keep=10")
 EPOCH_GROUPS = 24
-pytestmark = pytest.mark.chaos
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +24,7 @@ def regrouped(jobs: Jobs) -> Path:
     return jobs.storage / "regrouped"
 
 
+@pytest.mark.chaos
 def test_every_epoch_has_its_own_groups_of_all_samples(regrouped: Path, tiny: Finished) -> None:
     epochs: list[set[frozenset[str]]] = [set() for _ in range(4)]
     for line in recorded(regrouped / "samples"):
@@ -43,7 +42,7 @@ def test_every_epoch_has_its_own_groups_of_all_samples(regrouped: Path, tiny: Fi
     assert all(line["checksum"] == same[line["position"]] for line in first), "the first stage is the store's groups"
 
 
-@pytest.mark.skipif(os.environ.get("CHAOS") != "full", reason="the whole form kills it too: CHAOS=full make chaos")
+@pytest.mark.full
 def test_killed_drivers_change_no_stage(regrouped: Path, jobs: Jobs) -> None:
     struck: Life = life("regrouped-killed", ["driver", "driver"], 7)
     player = Player(jobs, struck, extra=KEYS)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Finished, Jobs, lines
 
+pytestmark = pytest.mark.chaos
+
 
 def replay(jobs: Jobs, run: Path | str, step: int) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(REPOSITORY / "jobs" / "replay.py"), f"run={run}", f"step={step}"],

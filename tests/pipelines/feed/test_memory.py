@@ -16,7 +16,7 @@ BLOCKS = 40
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.chaos
+@pytest.mark.full
 def test_object_store_use_stays_level(tmp_path: Path) -> None:
     """All of the small store's blocks are 160 MiB, of the large one's 2.5 GiB; the object store holds 100 MiB."""
     used = {}

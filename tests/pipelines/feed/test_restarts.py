@@ -13,7 +13,7 @@ import pytest
 from tests.pipelines.feed.restart_run import WORLDS, make_plan, one_workers, steps_of
 
 FULL = os.environ.get("CHAOS") == "full"
-GROUPS = 4000 if FULL else 400
+GROUPS = 4000 if FULL else 200
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 

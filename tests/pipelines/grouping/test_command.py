@@ -98,7 +98,7 @@ def test_the_command_line_groups_as_the_demo_does(root: Path) -> None:
     """So that `jobs/pretrain.py` finds what `jobs/group.py` has made."""
     demo = cli.parse(PretrainConfig, [], description="", defaults_file=cli.CONFIGS / "demo.yaml").config
     alone = cli.parse(GroupConfig, [f"data.store={root / 'store'}"], description="",
-                      defaults_file=cli.CONFIGS / "group.yaml").config
+                      defaults_file=cli.CONFIGS / "group" / "demo.yaml").config
     assert (alone.text, alone.seed, alone.groups) == (demo.model.text, demo.run.seed, demo.groups)
     assert check(alone, root).path == groups_folder(demo, root / "store", ImageTextStore(root / "store").version())
 

@@ -76,7 +76,7 @@ def test_a_killed_ingest_leaves_the_version_before_or_after_and_a_re_run_complet
     kill_often(ray_local, tmp_path, 2_000, 2)
 
 
-@pytest.mark.chaos
+@pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_ten_kills_of_an_ingest_of_twenty_thousand_scenes(ray_local: ModuleType, tmp_path: Path) -> None:
     kill_often(ray_local, tmp_path, 20_000, 10)

@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", [case.name for case in CASES])
 def test_ten_random_cuts_change_no_bit(folder, case):
     """Losses, gradient norm, weights, both moments, running statistics, memory and dictionary two steps behind each;
