@@ -67,6 +67,7 @@ def test_a_run_survives(life: Life, jobs: Jobs, tiny: Finished) -> None:
                                    "faults": struck, "result": "weights equal, every position once"}) + "\n")
 
 
+@pytest.mark.full
 def test_a_run_that_ended_before_its_last_file_is_completed(jobs: Jobs, tiny: Finished) -> None:
     """Nothing is left to train: preempted while it evaluates, then completed. A run may be moved to another name."""
     folder = jobs.storage / "moved"

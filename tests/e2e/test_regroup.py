@@ -24,7 +24,7 @@ def regrouped(jobs: Jobs) -> Path:
     return jobs.storage / "regrouped"
 
 
-@pytest.mark.chaos
+@pytest.mark.full
 def test_every_epoch_has_its_own_groups_of_all_samples(regrouped: Path, tiny: Finished) -> None:
     epochs: list[set[frozenset[str]]] = [set() for _ in range(4)]
     for line in recorded(regrouped / "samples"):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY, Finished, Jobs, lines
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.full
 
 
 def replay(jobs: Jobs, run: Path | str, step: int) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,8 @@ def test_what_may_change_and_what_may_not(tmp_path):
     with Lease(tmp_path) as lease:
         make_checkpoint(tmp_path, lease.attempt, 1)
     check_resumable(config, tmp_path)
-    check_resumable(replace(config, train=TrainConfig(max_steps=7), scaling=ScalingConfig(workers=1, zero_stage=3)), tmp_path)
+    harmless = replace(config, train=TrainConfig(max_steps=7), scaling=ScalingConfig(workers=1, zero_stage=3))
+    check_resumable(harmless, tmp_path)
     with pytest.raises(UserError, match=r"train.lr: 0.0001 -> 0.5"):
         check_resumable(replace(config, train=TrainConfig(lr=0.5)), tmp_path)
 
