@@ -104,6 +104,7 @@ def test_a_damaged_image_is_replaced_and_counted(jobs: Jobs, tmp_path: Path) -> 
     assert "1 feed/undecodable" in done.stdout and (groups / "groups.json").read_text() == damaged
 
 
+@pytest.mark.chaos
 def test_losses_that_stay_without_a_finite_value_end_the_launch_at_once(jobs: Jobs) -> None:
     done = jobs.run("run.name=diverged", "train.lr=1e30")
     assert done.returncode == 1
@@ -131,6 +132,7 @@ def test_too_many_damaged_images_end_the_launch(jobs: Jobs, tmp_path: Path) -> N
     assert {line["reason"] for line in named} == {"undecodable"}
 
 
+@pytest.mark.chaos
 def test_a_mistake_that_only_a_worker_can_see_ends_the_launch_at_once(jobs: Jobs, tmp_path: Path) -> None:
     groups = tmp_path / "groups"
     build_groups(GroupsConfig(method="random", row_group=4), TextConfig(), ImageTextStore(jobs.store), 0, groups)
