@@ -5,14 +5,7 @@ from dataclasses import dataclass, field
 
 from ashnets.config import TextConfig, require
 from pipelines.config import GroupsConfig
-
-
-@dataclass(frozen=True)
-class GroupDataConfig:
-    """The store whose training split is grouped."""
-
-    store: str = ""
-    """Folder of the Delta store; empty: <repository>/data/demo."""
+from pipelines.store.settings import StoreConfig
 
 
 @dataclass(frozen=True)
@@ -25,7 +18,7 @@ class GroupConfig:
     """Seed of the cells, of the groups' order and of a BERT without a checkpoint."""
     batch: int = 64
     """Images that the model embeds at once."""
-    data: GroupDataConfig = field(default_factory=GroupDataConfig)
+    data: StoreConfig = field(default_factory=StoreConfig)
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     text: TextConfig = field(default_factory=TextConfig)
 

@@ -14,6 +14,7 @@ from typing import Self
 
 import ray
 
+from pipelines.errors import is_users_mistake
 from pipelines.export import write_loading_files
 from pipelines.feed.stages import Stages
 from pipelines.files import write_atomically
@@ -53,7 +54,7 @@ class StageBuilder:
                 try:
                     build(self._job, stages, stage)
                 except Exception as error:  # training waits for this stage: whatever went wrong must reach it
-                    if not self._over.is_set():
+                    if not (self._over.is_set() or is_users_mistake(error)):
                         traceback.print_exc()
                     write_atomically(stages.failure(stage), f"{type(error).__name__}: {error}".encode())
                     return
@@ -61,7 +62,7 @@ class StageBuilder:
 
 
 def wanted(job: TrainingJob, stages: Stages) -> list[int]:
-    """The stages whose model is there and whose groups are not, and that training has still to pass."""
+    """The stages whose model is there and whose groups are not."""
     found = sorted(int(path.parent.parent.name[6:]) for path in Path(stages.folder).glob(f"stage-*/model/{WEIGHTS}"))
     return [stage for stage in found if not stages.groups(stage).exists()]
 
@@ -98,10 +99,10 @@ def _embed(samples: Samples, model: Path) -> Path:
 
 def remove_old(job: TrainingJob, stages: Stages) -> None:
     """Remove the groups and models of stages that no checkpoint could be resumed in any more."""
-    folders = checkpoint.folders(job.run)
-    if not folders:
+    try:
+        oldest = min((checkpoint.read_manifest(folder).position for folder in checkpoint.folders(job.run)), default=0)
+    except checkpoint.NO_MANIFEST:  # a worker is removing it just now, or it is damaged: another time
         return
-    oldest = checkpoint.read_manifest(folders[0]).position
     for path in sorted(Path(stages.folder).glob("stage-*")):
         if stages.begins(int(path.name[6:]) + 1, job.groups) <= oldest:
             shutil.rmtree(path)

@@ -11,12 +11,10 @@ from jaxtyping import Float32
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
-from ashnets.processing import BadSample
 from pipelines.files import write_atomically
 from pipelines.grouping.materialise import GroupedStore
 from pipelines.report.curves import INK, SERIES, STYLE, Chart, inline_svg
-from pipelines.report.groups import ShownGroup, best_middle_worst
-from pipelines.report.pictures import thumbnail
+from pipelines.report.groups import ShownGroup, best_middle_worst, shown_group
 from pipelines.store.schema import read_row_groups
 
 PAGE = "groups.html"
@@ -60,16 +58,7 @@ def _shown(store: GroupedStore, ends: np.ndarray, index: int, cosine: float) -> 
     place = int(np.searchsorted(ends, index, side="right"))
     file, row_group, rows = store.row_groups[place]
     row = read_row_groups(file, [row_group], COLUMNS).slice(index - (int(ends[place]) - rows), 1).to_pylist()[0]
-    return ShownGroup(row["group_id"], cosine, tuple(_picture(image) for image in row["images"]),
-                      tuple(captions[0] if captions else "" for captions in row["captions"]),
-                      tuple(not real for real in row["real"]))
-
-
-def _picture(image: bytes) -> str:
-    try:
-        return thumbnail(image)
-    except BadSample:
-        return ""
+    return shown_group(row, cosine)
 
 
 def histogram(values: dict[str, np.ndarray]) -> Chart:

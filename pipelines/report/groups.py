@@ -44,7 +44,7 @@ def shown_groups(model: PretrainingModel, plan: FeedPlan, each: int) -> dict[str
     """
     rows = sample_groups(plan.store())
     similarities = [_similarity(model, plan, row) for row in rows]
-    return {title: [_shown(rows[index], similarities[index]) for index in indices]
+    return {title: [shown_group(rows[index], similarities[index]) for index in indices]
             for title, indices in best_middle_worst(similarities, each).items()}
 
 
@@ -87,7 +87,8 @@ def mean_cosine(features: Float[Tensor, "G D"]) -> float:
     return float(cosines[~torch.eye(len(features), dtype=torch.bool, device=cosines.device)].mean())
 
 
-def _shown(row: dict[str, Any], similarity: float) -> ShownGroup:
+def shown_group(row: dict[str, Any], similarity: float) -> ShownGroup:
+    """A row of the grouped store, to look at."""
     return ShownGroup(row["group_id"], similarity, tuple(_picture(image) for image in row["images"]),
                       tuple(captions[0] if captions else "" for captions in row["captions"]),
                       tuple(not real for real in row["real"]))

@@ -1,4 +1,4 @@
-"""The settings of `jobs/inspect.py` (no ray or torch import)."""
+"""The settings of jobs that read a store, and those of `jobs/inspect.py` (no ray or torch import)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -7,8 +7,8 @@ from ashnets.config import require
 
 
 @dataclass(frozen=True)
-class InspectDataConfig:
-    """The store that is looked at."""
+class StoreConfig:
+    """The store that a job reads."""
 
     store: str = ""
     """Folder of the Delta store; empty: <repository>/data/demo."""
@@ -24,7 +24,7 @@ class InspectConfig:
     """Samples that the contact sheet shows, drawn evenly from sources and splits."""
     seed: int = 0
     """Seed of that draw."""
-    data: InspectDataConfig = field(default_factory=InspectDataConfig)
+    data: StoreConfig = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
         require(self.samples >= 1, "samples", self.samples, "at least 1")

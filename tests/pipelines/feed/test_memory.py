@@ -29,7 +29,6 @@ def test_object_store_use_stays_level(tmp_path: Path) -> None:
                               capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         used[times] = json.loads(done.stdout.splitlines()[-1])
-    print(used)
     for series in used.values():
         first, second = max(series[:BLOCKS // 2]), max(series[BLOCKS // 2:])
         assert second <= 1.25 * first

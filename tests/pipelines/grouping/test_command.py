@@ -16,10 +16,11 @@ from pipelines.errors import UserError
 from pipelines.export import complete
 from pipelines.grouping import build, command, image_embedding
 from pipelines.grouping.command import check, group_store
-from pipelines.grouping.config import GroupConfig, GroupDataConfig
+from pipelines.grouping.config import GroupConfig
 from pipelines.grouping.materialise import GroupedStore, existing
 from pipelines.places import groups_folder
 from pipelines.store.schema import read_row_groups
+from pipelines.store.settings import StoreConfig
 from pipelines.store.table import ImageTextStore
 from tests.pipelines.report.html_checks import check_page
 from tests.pipelines.small_run import make_run, make_store, scene_rows, tiny_config
@@ -43,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(root: Path, monkeypatch: pytest.MonkeyPatch) -> GroupConfig:
     monkeypatch.setattr(command, "connect", lambda: None)  # the session's Ray is connected already
-    return GroupConfig(data=GroupDataConfig(str(root / "store")), text=TEXT)
+    return GroupConfig(data=StoreConfig(str(root / "store")), text=TEXT)
 
 
 def at(config: GroupConfig, path: Path, **groups: object) -> GroupConfig:
@@ -131,7 +132,7 @@ def test_every_mistake_is_told_before_work_starts(root: Path, config: GroupConfi
     without.mkdir()
     (without / "config.yaml").write_text("")
     wrong = {
-        "holds no image-text store": replace(config, data=GroupDataConfig(str(tmp_path / "nowhere"))),
+        "holds no image-text store": replace(config, data=StoreConfig(str(tmp_path / "nowhere"))),
         "26 training samples cannot fill one group of groups.size=27": at(config, tmp_path / "new", size=27),
         "the run has no export yet": replace(config, model=str(without)),
         "lacks config.json": replace(config, model=str(tmp_path / "bare")),
@@ -169,7 +170,7 @@ def test_a_store_that_grows_meanwhile_is_grouped_as_it_was(root: Path, config: G
                                                            ray_local: ModuleType) -> None:
     rows = scene_rows(12, 0)
     store = make_store(tmp_path / "store", rows[:9])
-    wanted = check(replace(at(config, tmp_path / "groups"), data=GroupDataConfig(str(store.path))), root)
+    wanted = check(replace(at(config, tmp_path / "groups"), data=StoreConfig(str(store.path))), root)
     from pipelines.store.schema import STORE_SCHEMA
     store.append([pa.Table.from_pylist(rows[9:], schema=STORE_SCHEMA)], "more")
     built = build.build_groups(GroupsConfig(), TEXT, store, 0, wanted.path, version=wanted.version)

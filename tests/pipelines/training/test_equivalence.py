@@ -1,10 +1,6 @@
 """One mathematics on any cluster: real processes of several world sizes and ZeRO stages train the same model."""
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,16 +23,7 @@ KINDS = ("loss", "firing_rate", "grad_norm", "exp_avg", "exp_avg_sq", "weight", 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all the processes wrote."""
     path = tmp_path_factory.mktemp("equivalence")
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    launched = subprocess.Popen(
-        [sys.executable, "-m", "tests.pipelines.training.equivalence_ranks", str(path)], cwd=REPOSITORY,
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    try:
-        output, _ = launched.communicate(timeout=840)
-    finally:
-        if launched.poll() is None:
-            os.killpg(launched.pid, signal.SIGKILL)  # the ranks too
-    assert launched.returncode == 0, output[-8000:]
+    run_ranks("equivalence_ranks", path, 840)
     return path
 
 

@@ -1,11 +1,7 @@
 """A run goes on with other workers and another ZeRO stage: real processes restore what others have checkpointed."""
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,16 +26,7 @@ def name(link: tuple[str, int]) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all the processes wrote."""
     path = tmp_path_factory.mktemp("reshape")
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    launched = subprocess.Popen(
-        [sys.executable, "-m", "tests.pipelines.training.reshape_ranks", str(path)], cwd=REPOSITORY,
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    try:
-        output, _ = launched.communicate(timeout=360)
-    finally:
-        if launched.poll() is None:
-            os.killpg(launched.pid, signal.SIGKILL)  # the ranks too
-    assert launched.returncode == 0, output[-8000:]
+    run_ranks("reshape_ranks", path, 360)
     return path
 
 

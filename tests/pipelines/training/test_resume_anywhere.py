@@ -2,10 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,16 +16,7 @@ pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("equivalence")]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What all the processes wrote."""
     path = tmp_path_factory.mktemp("cuts")
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    launched = subprocess.Popen([sys.executable, "-m", "tests.pipelines.training.cut_ranks", str(path)], cwd=REPOSITORY,
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                start_new_session=True)
-    try:
-        output, _ = launched.communicate(timeout=360)
-    finally:
-        if launched.poll() is None:
-            os.killpg(launched.pid, signal.SIGKILL)  # the ranks too
-    assert launched.returncode == 0, output[-8000:]
+    run_ranks("cut_ranks", path, 360)
     return path
 
 

@@ -1,0 +1,68 @@
+"""The driver's stage builder: a failure reaches those who wait, and only what nobody can resume in is removed."""
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipelines.errors import FinalError
+from pipelines.feed.stages import Stages
+from pipelines.grouping import stage_builder
+from pipelines.training import checkpoint
+from pipelines.training.lease import Lease
+from tests.pipelines.training.small_checkpoints import make_checkpoint
+
+
+def make_job(run: Path) -> tuple[Any, Stages]:
+    """A job of 40 groups an epoch with stages 1 to 3, which begin at positions 40, 80 and 120."""
+    stages = Stages(str(run / "stages"), every=1, lead=10)
+    for stage in (1, 2, 3):
+        stages.groups(stage).mkdir(parents=True)
+    return SimpleNamespace(run=run, groups=40, plan=SimpleNamespace(stages=stages)), stages
+
+
+def left(stages: Stages) -> list[str]:
+    return sorted(path.name for path in Path(stages.folder).iterdir())
+
+
+def test_stages_go_when_no_checkpoint_lies_in_them(tmp_path: Path) -> None:
+    """Checkpoints at positions 64 and 96: the first lies in stage 1."""
+    job, stages = make_job(tmp_path)
+    stage_builder.remove_old(job, stages)
+    assert len(left(stages)) == 3, "a run without a checkpoint starts again from the first stage"
+    with Lease(tmp_path) as lease:
+        first = make_checkpoint(tmp_path, lease.attempt, 2)
+        make_checkpoint(tmp_path, lease.attempt, 3)
+    stage_builder.remove_old(job, stages)
+    assert len(left(stages)) == 3
+    (first / checkpoint.MANIFEST).unlink()  # as a worker that is removing it does
+    stage_builder.remove_old(job, stages)
+    assert len(left(stages)) == 3
+    shutil.rmtree(first)
+    stage_builder.remove_old(job, stages)
+    assert left(stages) == ["stage-0002", "stage-0003"]
+
+
+def test_a_failure_reaches_those_who_wait_and_the_next_launch_tries_again(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, stages = make_job(tmp_path)
+    shutil.rmtree(stages.groups(1))
+    stages.model(1).mkdir()
+    (stages.model(1) / "model.safetensors").write_bytes(b"no weights")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(stage_builder, "build", full)
+    builder = stage_builder.StageBuilder(job)
+    with builder:
+        builder._thread.join(20)
+    with pytest.raises(FinalError, match="stage 1 of the groups could not be built: OSError: no space left"):
+        stages.ready(1)
+    monkeypatch.setattr(stage_builder, "build", lambda *_: stages.groups(1).mkdir())
+    with stage_builder.StageBuilder(job):
+        while not stages.ready(1):
+            pass
