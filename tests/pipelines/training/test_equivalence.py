@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+from tests.pipelines.training.launch import run_ranks
+
 pytestmark = [
     pytest.mark.timeout(900),  # the first test waits for all the processes
     pytest.mark.xdist_group("equivalence"),  # which are started once

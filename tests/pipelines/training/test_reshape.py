@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pipelines.training import checkpoint
+from tests.pipelines.training.launch import run_ranks
 from tests.pipelines.training.reshape_ranks import CHAINS
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.full, pytest.mark.timeout(400)]
 LINKS = [(chain, number) for chain, (_, links) in CHAINS.items() for number in range(1, len(links))]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines.training.cut_ranks import CASES, CUTS
+from tests.pipelines.training.launch import run_ranks
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("equivalence")]
 
 
