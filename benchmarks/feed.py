@@ -51,8 +51,8 @@ ARMS = {
     "mosaicml-streaming": Arm("mosaic", environment=PEERS_ENVIRONMENT),
     "PIL + torchvision DataLoader": Arm("pil_loader", our_transform=False),
 }
-SIZES = {"short": (1024, 1), "full": (4032, 5)}
-"""Groups and rounds; 4,032 is the multiple of every micro-batch that is next to 4,000."""
+SIZES = {"short": (1024, 1), "full": (6144, 5)}
+"""Groups and rounds: 4 files (each of two processes needs one in the short pass), and three windows of the feed."""
 # What the feed must reach: its rate as a multiple of the arm's.
 BARS = {"torch DataLoader": 0.9, "Ray Data's default path": 1.1, "webdataset": 1.1, "PIL + torchvision DataLoader": 3.0}
 SMALL_BATCHES_WITHIN = 0.9

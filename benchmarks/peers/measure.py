@@ -23,8 +23,9 @@ from pipelines.grouping.materialise import GROUP_SCHEMA
 
 WORKERS = 2
 """Processes of every loader; the feed's pipeline has as many CPUs."""
-SHORT = 2 * data.FILE_GROUPS
-"""Groups of the short pass: a file for each of the two processes."""
+WINDOW_FILES = 8
+"""Files that the feed reads before its first batch, a window; the short pass has as many where there are twice as many:
+what has to be there before the first batch is then the same in both passes."""
 
 Batch = dict[str, torch.Tensor]
 OnePass = Callable[[int], dict[str, Any]]
@@ -41,10 +42,11 @@ def main(start: Callable[[FeedPlan], OnePass]) -> None:
     folder, groups_per_batch = Path(sys.argv[1]), int(sys.argv[2])
     plan = data.plan(folder, groups_per_batch)
     groups = plan.store().groups
+    fewer = min(WINDOW_FILES * data.FILE_GROUPS, groups // 2)
     one_pass = start(plan)
-    one_pass(SHORT)  # the processes start and import
-    short, whole = one_pass(SHORT), one_pass(groups)
-    rate = (groups - SHORT) * plan.store().size / (whole["seconds"] - short["seconds"])
+    one_pass(fewer)  # the processes start and import
+    short, whole = one_pass(fewer), one_pass(groups)
+    rate = (groups - fewer) * plan.store().size / (whole["seconds"] - short["seconds"])
     print(json.dumps({"images_per_s": round(rate, 1), "short_pass_s": round(short["seconds"], 3),
                       "long_pass_s": round(whole["seconds"], 3), "first_batch_s": round(whole["first_batch_s"], 3),
                       "checksum": whole["checksum"]}), flush=True)

@@ -34,7 +34,7 @@ def training_pixels(data: bytes, captions: Sequence[str], feed: FeedConfig, max_
     if feed.flip and mirror and not any(_SIDES.search(caption) for caption in captions):
         image = cv2.flip(image, 1)
     image = rand_augment(image, feed.rand_augment, feed.rand_augment_magnitude, random)
-    return np.ascontiguousarray(image.transpose(2, 0, 1))
+    return image.transpose(2, 0, 1)
 
 
 def crop_box(height: int, width: int, scale: float, random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -1,6 +1,7 @@
 """Transformed blocks to micro-batches, and the whole feed in this process: the same plan and transform without Ray."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -28,7 +29,7 @@ def micro_batches(blocks: Iterable[pa.Table], plan: FeedPlan, start_step: int, s
 def micro_batch(block: pa.Table, plan: FeedPlan) -> MicroBatch:
     """The transformed rows of a micro-batch as tensors; ids only of groups that count (padding has none).
 
-    The arrays are copied once, since Ray's shared memory is read-only.
+    The pixels, nearly all of its bytes, stay where Ray's shared memory holds them: they may be read, never written.
     """
     size, side, captions = plan.store().size, plan.feed.image_size, plan.feed.captions
     positions = block["position"].to_pylist()
@@ -40,8 +41,11 @@ def micro_batch(block: pa.Table, plan: FeedPlan) -> MicroBatch:
     def tensor(name: str, *shape: int) -> torch.Tensor:
         return torch.from_numpy(array_column(block, name).reshape(shape).copy())
 
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        pixels = torch.from_numpy(array_column(block, "pixels").reshape(samples, 3, side, side))
     return MicroBatch(
-        pixels=tensor("pixels", samples, 3, side, side),
+        pixels=pixels,
         input_ids=tensor("input_ids", *tokens), attention_mask=tensor("attention_mask", *tokens),
         mlm_input_ids=tensor("mlm_input_ids", *tokens), mlm_labels=tensor("mlm_labels", *tokens),
         image_class=tensor("image_class", samples), caption_class=tensor("caption_class", samples, captions),

@@ -42,17 +42,17 @@ def transform_block(block: pa.Table, plan: FeedPlan) -> pa.Table:
     """Raw rows (see pipelines/feed/source.py) to array columns; one row stays one group."""
     cv2.setNumThreads(1)
     tokenizer, size = plan.load_tokenizer(), plan.store().size
-    groups, bad = [], []
-    for row in block.to_pylist():
+    arrays = _empty_arrays(block.num_rows, size, plan)
+    sample_ids, bad = [], []
+    for i, row in enumerate(block.to_pylist()):
         samples, replaced = group_samples(row, plan, size)
-        groups.append(_group_arrays(samples, row["epoch"], plan, tokenizer))
+        _write_group({name: array[i] for name, array in arrays.items()}, samples, row["epoch"], plan, tokenizer)
+        sample_ids.append([sample.sample_id for sample in samples])
         bad.append(replaced)
     columns = {name: block[name] for name in ("position", "epoch", "group_id")}
-    columns["sample_ids"] = pa.array([g["sample_ids"] for g in groups], pa.list_(pa.string()))
+    columns["sample_ids"] = pa.array(sample_ids, pa.list_(pa.string()))
     columns["bad"] = pa.array(bad, pa.list_(pa.struct([("sample_id", pa.string()), ("reason", pa.string())])))
-    for name, kind in ARRAYS.items():
-        columns[name] = _binary_column(np.stack([g[name] for g in groups]).astype(kind, copy=False))
-    return pa.table(columns)
+    return pa.table(columns | {name: _binary_column(array) for name, array in arrays.items()})
 
 
 def group_samples(row: dict[str, Any], plan: FeedPlan, size: int) -> tuple[list[Sample], list[dict[str, str]]]:
@@ -98,28 +98,31 @@ def _blank(plan: FeedPlan) -> Sample:
     return Sample("", pixels, ("",) * plan.feed.captions, BLANK_CLASS, 0.0)
 
 
-def _group_arrays(samples: list[Sample], epoch: int, plan: FeedPlan, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The array columns of one group, and its sample ids."""
-    captions = [caption for sample in samples for caption in sample.captions]
-    ids, attended = tokenizer(captions)
-    masked_ids, labels = np.empty_like(ids), np.empty_like(ids)
-    for i in range(len(captions)):
-        sample, k = samples[i // plan.feed.captions], i % plan.feed.captions
-        random = generator("mlm", plan.seed, epoch, sample.sample_id, k)
-        masked_ids[i], labels[i] = mask_tokens(ids[i], attended[i], tokenizer, plan.mask_rate, plan.whole_word, random)
-    return {
-        "sample_ids": [sample.sample_id for sample in samples],
-        "pixels": np.stack([sample.pixels for sample in samples]),
-        "input_ids": ids, "attention_mask": attended, "mlm_input_ids": masked_ids, "mlm_labels": labels,
-        "image_class": np.array([sample.image_class for sample in samples], dtype=np.int64),
-        "caption_class": np.array([caption_class(caption) for caption in captions], dtype=np.int64),
-        "weight": np.array([sample.weight for sample in samples], dtype=np.float32),
-    }
+def _empty_arrays(rows: int, size: int, plan: FeedPlan) -> dict[str, ndarray]:
+    """A block's arrays [rows, samples of a group, ...], not filled yet."""
+    side, captions = plan.feed.image_size, plan.feed.captions
+    tokens = (captions, plan.max_tokens)
+    shapes = {"pixels": (3, side, side), "input_ids": tokens, "attention_mask": tokens, "mlm_input_ids": tokens,
+              "mlm_labels": tokens, "image_class": (), "caption_class": (captions,), "weight": ()}
+    return {name: np.empty((rows, size, *shapes[name]), kind) for name, kind in ARRAYS.items()}
+
+
+def _write_group(out: dict[str, ndarray], samples: list[Sample], epoch: int, plan: FeedPlan,
+                 tokenizer: Tokenizer) -> None:
+    """Write the samples of one group to where they stay: copying images is a good part of what a block costs."""
+    for m, sample in enumerate(samples):
+        out["pixels"][m] = sample.pixels
+        out["image_class"][m], out["weight"][m] = sample.image_class, sample.weight
+        out["input_ids"][m], out["attention_mask"][m] = tokenizer(sample.captions)
+        for k, caption in enumerate(sample.captions):
+            out["caption_class"][m, k] = caption_class(caption)
+            random = generator("mlm", plan.seed, epoch, sample.sample_id, k)
+            out["mlm_input_ids"][m, k], out["mlm_labels"][m, k] = mask_tokens(
+                out["input_ids"][m, k], out["attention_mask"][m, k], tokenizer, plan.mask_rate, plan.whole_word, random)
 
 
 def _binary_column(values: ndarray) -> pa.FixedSizeBinaryArray:
     """One fixed-size binary value a row, without a copy."""
-    values = np.ascontiguousarray(values)
     width = values.nbytes // len(values)
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, pa.py_buffer(values)])
 

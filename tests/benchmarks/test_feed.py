@@ -134,7 +134,6 @@ def test_the_rate_leaves_starts_and_what_is_loaded_ahead_out(tmp_path: Path, mon
         return {"seconds": cold + groups * data.SIZE * 0.01, "first_batch_s": float(len(passes)), "checksum": groups}
 
     data.make(tmp_path / "data", 16)
-    monkeypatch.setattr(measure, "SHORT", 8)
     monkeypatch.setattr(sys, "argv", ["arm", str(tmp_path / "data"), "4"])
     measure.main(lambda plan: one_pass)
     result = json.loads(capsys.readouterr().out)
