@@ -13,8 +13,8 @@ TUNING = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # at the default 2 s every third report waits for a poll
     "RAY_DATA_USE_DATASOURCE_V2": "0",  # V2 starts 32 actors an execution, and drops a garbage page without a word
     "RAY_worker_niceness": "0",  # at Ray's 15 anything else that is busy starves the workers
-    # Ray ends idle processes beyond one a CPU after a second; the feed has more, of tasks that take less than a CPU, and
-    # a slow consumer would have them started anew, imports included, all the time.
+    # Ray ends idle processes beyond one a CPU after a second; the feed has more, for tasks that take less than a CPU,
+    # and a slow consumer would have them started anew, imports included, all the time.
     "RAY_num_workers_soft_limit": str(max(8, 2 * (os.cpu_count() or 1))),
     "RAY_USAGE_STATS_ENABLED": "0",
 }
