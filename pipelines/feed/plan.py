@@ -10,7 +10,7 @@ from pipelines.feed.order import Order, rounds
 from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
-BLOCK_GROUPS = 32
+BLOCK_GROUPS = 64
 """Groups of a block at least: Ray Data costs some milliseconds a block, so smaller ones are slow."""
 
 

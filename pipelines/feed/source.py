@@ -117,6 +117,10 @@ class GroupedStream(Datasource):
         """Read tasks of the whole stream."""
         return len(self._slices)
 
+    def largest_window(self) -> int:
+        """Groups of the largest window."""
+        return max(part.stop - part.start for part in self._slices)
+
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
                        data_context: object = None) -> list[ReadTask]:
         """One task a window, in the order of the stream, whatever `parallelism` asks for."""

@@ -29,6 +29,8 @@ TRANSFORM_CPUS = 0.5
 """So that a machine with one CPU left for the feed still decodes two blocks at once."""
 WINDOWS_AHEAD = 2
 """Windows that are read at the same time; a window is held in memory whole."""
+BLOCKS_PER_PIECE = 4
+"""Ray splits a window behind its read task, so that its first blocks are decoded while the others are put in order."""
 
 
 def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) -> Dataset:
@@ -38,7 +40,8 @@ def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) ->
     """
     block_rows = plan.steps_per_block(world) * plan.step_rows(world) // world
     source = GroupedStream(plan, start_step, stop_step, world)
-    stream = ray.data.read_datasource(source, override_num_blocks=source.num_windows(), num_cpus=READ_CPUS,
+    pieces = max(1, source.largest_window() // (BLOCKS_PER_PIECE * block_rows * world))
+    stream = ray.data.read_datasource(source, override_num_blocks=source.num_windows() * pieces, num_cpus=READ_CPUS,
                                       compute=TaskPoolStrategy(size=WINDOWS_AHEAD))
     context = stream.context
     context.target_max_block_size = None

@@ -104,7 +104,7 @@ def test_a_block_holds_several_steps_of_one_rank() -> None:
     assert by_rank(8, 4, 2, 1).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
     assert by_rank(8, 8, 2, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     plan = replace(PLAN, groups_per_atom=4, atoms_per_step=4)
-    assert [plan.steps_per_block(world) for world in (1, 2, 3, 4, 64)] == [2, 4, 4, 8, 8]
+    assert [plan.steps_per_block(world) for world in (1, 2, 3, 4, 64)] == [4, 8, 8, 16, 16]
 
 
 def test_order_depends_on_seed_and_epoch_and_stays_inside_windows() -> None:
