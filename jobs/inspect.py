@@ -22,9 +22,9 @@ def main(argv: list[str]) -> None:
     from pipelines.store.inspection import inspect, told
 
     config = command.config
-    store = Path(config.data.store).expanduser() if config.data.store else default_root() / "data" / "demo"
-    found = inspect(store, config.samples, config.seed)
-    folder = Path(config.to).expanduser() if config.to else found.path.with_name(found.path.name + ".inspection")
+    found = inspect(config.data.store or default_root() / "data" / "demo", config.samples, config.seed)
+    beside = found.path.parent if isinstance(found.path, Path) else Path.cwd()
+    folder = Path(config.to).expanduser() if config.to else beside / f"{found.path.name}.inspection"
     write_inspection(found, folder)
     print("\n".join([*told(found), f"to look at: {folder / 'store.html'} and contact_sheet.png beside it"]))
 

@@ -35,7 +35,7 @@ class DataConfig:
     """The image-text store, and the built-in source that fills it when it is missing."""
 
     store: str = ""
-    """Folder of the Delta store; empty: <repository>/data/demo (built when missing)."""
+    """Folder or address of the Delta store; empty: <repository>/data/demo (built when missing)."""
     source: Literal["demo", "emoji", "scenes"] = "demo"
     """Built-in source for a missing default store: `demo` is emoji + scenes."""
     scenes: int = 4096

@@ -11,6 +11,7 @@ from cluster.connection import connect
 from cluster.paths import REPOSITORY
 from pipelines.config import PretrainConfig
 from pipelines.finding import Finding
+from pipelines.location import Place
 from pipelines.places import run_folder, store_folder
 from pipelines.training import machine, preflight
 from pipelines.training.needs import ModelSize
@@ -47,7 +48,7 @@ def examine(config: PretrainConfig, root: Path) -> Iterator[Finding]:
         run.rmdir()
 
 
-def certain(config: PretrainConfig, run: Path, store: Path) -> list[Finding]:
+def certain(config: PretrainConfig, run: Path, store: Place) -> list[Finding]:
     """What the connected cluster must have."""
     have = nodes.resources()
     device = machine.device(config, have.gpus)
@@ -57,19 +58,21 @@ def certain(config: PretrainConfig, run: Path, store: Path) -> list[Finding]:
         device,
         machine.communication_op(comm_op.built(), shutil.which("c++") or shutil.which("g++"), cpu),
         machine.shared_memory(config, cpu, machine.free_bytes(Path("/dev/shm"))),
-        machine.visible(nodes.unseen(folder for folder in (run, store) if folder.exists()), have.nodes),
+        machine.visible(nodes.unseen(folder for folder in (run, store)
+                                      if isinstance(folder, Path) and folder.exists()), have.nodes),
     ]
 
 
-def estimates(config: PretrainConfig, size: ModelSize, run: Path, store: Path) -> list[Finding]:
+def estimates(config: PretrainConfig, size: ModelSize, run: Path, store: Place) -> list[Finding]:
     """What the run will probably need of the connected cluster."""
     have = nodes.resources()
     size_of_store, rows = preflight.stored(store)
+    groups = store if isinstance(store, Path) else Path(config.groups.path).expanduser().absolute()
     return [
         machine.memory(config, size, have.memory, uses_cpu([machine.device(config, have.gpus)])),
         machine.object_store(config, size_of_store / rows if rows else 10_000, have.object_store),
         machine.disk(config, size, run, machine.free_bytes(run)),
-        machine.store_disk(store, size_of_store, preflight.grouped(config, run, store), machine.free_bytes(store)),
+        machine.store_disk(groups, size_of_store, preflight.grouped(config, run, store), machine.free_bytes(groups)),
     ]
 
 

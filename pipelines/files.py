@@ -1,8 +1,16 @@
 """Small file operations that are whole or absent."""
 from __future__ import annotations
 
+import mmap
 import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+from pipelines.location import Address, Place
 
 
 def sync(path: Path) -> None:
@@ -14,12 +22,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
+@contextmanager
+def writing(place: Place) -> Iterator[IO[bytes]]:
+    """A file to write to that is at `place` at the end of the block, whole; where the block raises, nothing is."""
+    if isinstance(place, Address):
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.flush()
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                place.write_bytes(memoryview(content))
+        return
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(place)
+        sync(place.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(place: Place, content: bytes) -> None:
+    """Write `content` to `place` so that a reader sees the old file or the new one, never a part."""
+    with writing(place) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)

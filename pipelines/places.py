@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipelines.config import DataConfig, GroupsConfig, PretrainConfig
+from pipelines.errors import UserError
+from pipelines.location import Address, Place, is_local, place_of
 
 
 def _fingerprint(*parts: object) -> str:
@@ -19,20 +21,27 @@ def run_folder(config: PretrainConfig, root: Path) -> Path:
     return storage.absolute() / config.run.name
 
 
-def store_folder(data: DataConfig, root: Path) -> Path:
+def store_folder(data: DataConfig, root: Path) -> Place:
     """The named store, or the built-in source's: data/<source>, with a fingerprint where its settings differ."""
     if data.store:
-        return Path(data.store).expanduser().absolute()
+        return place_of(data.store)
     settings, standard = asdict(data), asdict(DataConfig(source=data.source))
     name = data.source if settings == standard else f"{data.source}-{_fingerprint(settings)}"
     return root.absolute() / "data" / name
 
 
-def groups_folder(config: PretrainConfig, store: Path, version: int) -> Path:
-    """The named grouped store, or one beside the store that names what it was built from."""
+def groups_folder(config: PretrainConfig, store: Place, version: int) -> Path:
+    """The named grouped store, or one beside the store that names what it was built from; UserError where that would
+    lie in object storage.
+    """
     groups: GroupsConfig = config.groups
     if groups.path:
+        if not is_local(groups.path):
+            raise UserError(f"groups.path={groups.path} is an address: groups lie in a folder that every node sees")
         return Path(groups.path).expanduser().absolute()
+    if isinstance(store, Address):
+        raise UserError(f"groups.path is missing: {store} is an address, and groups lie in a folder that every node "
+                        "sees: groups.path=FOLDER")
     shaping, standard = asdict(groups), asdict(GroupsConfig())
     # Regrouping shapes later groups only; two younger settings count where they are set: folders keep their names.
     shaping = {name: value for name, value in shaping.items() if not name.startswith("regroup")

@@ -12,6 +12,7 @@ from pipelines.config import PretrainConfig, ScalingConfig
 from pipelines.doctor import certain, estimates, uses_cpu
 from pipelines.errors import UserError
 from pipelines.finding import demand
+from pipelines.location import Place
 from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.resume import save_config
 from pipelines.store.table import ImageTextStore
@@ -75,7 +76,7 @@ def damages_shown(run: Path) -> Iterator[None]:
             print(f"warning: {warning}", flush=True)
 
 
-def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize, attempt: int,
+def _launch(config: PretrainConfig, run: Path, store_path: Place, size: ModelSize, attempt: int,
             preemption: Preemption) -> None:
     from pipelines.evaluation.final import evaluate_export
     from pipelines.export import complete
@@ -118,8 +119,8 @@ def _launch(config: PretrainConfig, run: Path, store_path: Path, size: ModelSize
         print_summary(run, summary)
 
 
-def make_job(config: PretrainConfig, run: Path, attempt: int, store: Path, version: int, groups_path: Path, groups: int,
-             device: str) -> TrainingJob:
+def make_job(config: PretrainConfig, run: Path, attempt: int, store: Place, version: int, groups_path: Path,
+             groups: int, device: str) -> TrainingJob:
     """What the workers train: the steps of an epoch follow from the groups where the configuration counts epochs."""
     from pipelines.feed.plan import feed_plan
     from pipelines.feed.stages import Stages

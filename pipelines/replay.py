@@ -19,6 +19,7 @@ from cluster import comm_op
 from pipelines.errors import UserError
 from pipelines.feed.batches import local_batches
 from pipelines.grouping.materialise import GroupedStore
+from pipelines.location import place_of
 from pipelines.pretraining import make_job
 from pipelines.replay_config import ReplayConfig
 from pipelines.resume import load_config
@@ -92,7 +93,7 @@ def _job(run: Path) -> TrainingJob:
     config, pin = load_config(run), DataPin(**json.loads((run / "data.json").read_text()))
     config = replace(config, scaling=replace(config.scaling, workers=1, zero_stage=0))
     groups = GroupedStore.open(pin.groups).manifest["groups"]
-    return make_job(config, run, 0, Path(pin.store), pin.version, Path(pin.groups), groups, "cpu")
+    return make_job(config, run, 0, place_of(pin.store), pin.version, Path(pin.groups), groups, "cpu")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def check(config: EmbedConfig, root: Path) -> tuple[Path, ImageTextStore]:
     if Path(config.to).expanduser().exists():
         raise UserError(f"to={config.to} exists already: name a folder that does not, or remove it first")
     export = export_with_embeddings(config.model, root)
-    store = ImageTextStore(Path(config.data.store) if config.data.store else root / "data" / "demo")
+    store = ImageTextStore(config.data.store or root / "data" / "demo")
     if not store.exists():
         raise UserError(f"data.store={config.data.store}: {store.path} holds no image-text store: name one that does")
     if config.data.split and not store.count(config.data.split):

@@ -11,7 +11,7 @@ class EmbedDataConfig:
     """The store whose samples are embedded."""
 
     store: str = ""
-    """Folder of the Delta store; empty: <repository>/data/demo."""
+    """Folder or address of the Delta store; empty: <repository>/data/demo."""
     split: str = ""
     """Only the samples of this split; empty: all."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +20,7 @@ from pipelines.evaluation.rerank import reranked
 from pipelines.evaluation.split import HeldOutSplit
 from pipelines.evaluation.zero_shot import Categories, read_categories, zero_shot
 from pipelines.feed.plan import feed_plan
+from pipelines.location import Place
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Evaluation:
 class HeldOut:
     """The held-out splits of a run, at most `limit` samples each (0: all)."""
 
-    def __init__(self, config: PretrainConfig, store: Path, version: int, device: torch.device,
+    def __init__(self, config: PretrainConfig, store: Place, version: int, device: torch.device,
                  limit: int | None = None) -> None:
         self._config, self._device, self._store, self._version = config, device, store, version
         plan = feed_plan(config, "")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ashnets.processing import Tokenizer, caption_class, image_to_pixels
+from pipelines.location import Place
 from pipelines.store.table import ImageTextStore
 
 
@@ -23,7 +23,7 @@ def share(total: int, rank: int, world: int) -> list[int]:
 class HeldOutSplit:
     """The first `limit` samples of a split (0: all), by sample id. Raises ValueError where the split is empty."""
 
-    def __init__(self, store: Path, version: int, split: str, tokenizer: Tokenizer, image_size: int,
+    def __init__(self, store: Place, version: int, split: str, tokenizer: Tokenizer, image_size: int,
                  limit: int = 0) -> None:
         self._store, self._version, self._split = ImageTextStore(store), version, split
         self._image_size = image_size

@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,6 +12,7 @@ from torch import Tensor
 from ashnets.processing import Tokenizer
 from ashnets.tasks.pretraining import PretrainingModel
 from ashnets.zero_shot import accuracy, class_embeddings, classify
+from pipelines.location import Place
 from pipelines.store.table import ImageTextStore
 
 
@@ -30,7 +30,7 @@ class Categories:
         return float(self.truth.bincount().max()) / len(self.truth)
 
 
-def read_categories(store: Path, version: int, split: str, sample_ids: Sequence[str]) -> Categories | None:
+def read_categories(store: Place, version: int, split: str, sample_ids: Sequence[str]) -> Categories | None:
     """The `category` in the metadata of the named samples; None where there are not two different ones."""
     row_of = {sample_id: row for row, sample_id in enumerate(sample_ids)}
     found: dict[int, str] = {}

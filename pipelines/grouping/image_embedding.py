@@ -27,6 +27,7 @@ from pipelines.errors import UserError, is_users_mistake
 from pipelines.files import write_atomically
 from pipelines.grouping.embed import Progress
 from pipelines.grouping.samples import Samples
+from pipelines.location import Place
 from pipelines.model_source import CONFIG, WEIGHTS
 from pipelines.store.schema import iter_batches, write_parquet
 
@@ -39,7 +40,7 @@ class Piece:
     """A part of one of the store's files, and the file that its embeddings go to."""
 
     part: Part
-    to: Path
+    to: Place
 
 
 def weights_hash(export: Path) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.location import place_of
 from pipelines.sources.emoji import LICENCE
 from pipelines.store.table import ImageTextStore
 from pipelines.training.data_pin import DataPin
@@ -57,7 +58,7 @@ def data_facts(run: Path) -> DataFacts | None:
     pin = DataPin(**json.loads((run / "data.json").read_text()))
     rows: Counter[tuple[str, str]] = Counter()
     licences: dict[str, set[str]] = {}
-    if Path(pin.store).is_dir() and ImageTextStore(pin.store).exists():
+    if place_of(pin.store).exists() and ImageTextStore(pin.store).exists():
         for batch in ImageTextStore(pin.store).iter_batches(["source", "split", "metadata"], version=pin.version,
                                                             rows=8192):
             columns = [batch[name].to_pylist() for name in ("source", "split", "metadata")]
@@ -67,7 +68,7 @@ def data_facts(run: Path) -> DataFacts | None:
     sources = tuple(SourceFacts(name, {split: rows[name, split] for split in sorted({s for n, s in rows if n == name})},
                                 tuple(sorted(found)) or ((LICENCE,) if name in BUILT_IN else ()))
                     for name, found in sorted(licences.items()))
-    return DataFacts(Path(pin.store).name, pin.version, sources)
+    return DataFacts(place_of(pin.store).name, pin.version, sources)
 
 
 def _licence(metadata: str | None) -> set[str]:

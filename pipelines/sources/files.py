@@ -18,12 +18,12 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipelines.errors import UserError
+from pipelines.location import is_local, locate, reach, reaching
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """An encoded image of more bytes is refused before it is read."""
 
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CHUNK = 2**20
 
 
@@ -33,31 +33,6 @@ class Refused(ValueError):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
-
-
-def locate(place: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or address, and the path in it; UserError for an address that nothing serves."""
-    if not _ADDRESS.match(place):
-        return fs.LocalFileSystem(), str(Path(place).expanduser().absolute())
-    try:
-        if place.startswith("file:"):
-            raise ValueError("a file here is named by its plain path")
-        found, path = fs.FileSystem.from_uri(place)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{place}: this address cannot be used ({error}): a path, s3:// or gs:// is understood"
-                        ) from error
-    return found, path
-
-
-def is_local(place: str) -> bool:
-    """Whether `place` is a path of this machine's file system."""
-    return not _ADDRESS.match(place)
-
-
-def join(folder: str, name: str) -> str:
-    """The place of `name` below `folder`; an address keeps what stands behind its '?'."""
-    place, question, options = folder.partition("?") if not is_local(folder) else (folder, "", "")
-    return f"{place.rstrip('/')}/{name}{question}{options}"
 
 
 def need_file(key: str, place: str) -> None:
@@ -78,15 +53,18 @@ def need_folder(key: str, place: str) -> None:
 def is_folder(place: str) -> bool:
     """Whether a folder lies at `place`."""
     system, path = locate(place)
-    return bool(system.get_file_info(path).type == fs.FileType.Directory)
+    with reaching(place):
+        return bool(system.get_file_info(path).type == fs.FileType.Directory)
 
 
 def _info(key: str, place: str, what: str) -> fs.FileInfo:
     if not place:
         raise UserError(f"{key} is missing: name {what}, {key}=PATH")
+    reach(place)
     system, path = locate(place)
     try:
-        info = system.get_file_info(path)
+        with reaching(f"{key}={place}"):
+            info = system.get_file_info(path)
     except OSError as error:
         raise UserError(f"{key}={place} cannot be reached: {_first_line(error)}") from error
     if info.type == fs.FileType.NotFound:
@@ -98,19 +76,15 @@ def open_file(place: str) -> io.BufferedReader:
     """The file's bytes as a stream, decompressed where its name ends in .gz, .bz2 or .zst; UserError if unreadable."""
     system, path = locate(place)
     try:
-        return io.BufferedReader(system.open_input_stream(path), _CHUNK)
+        with reaching(place):
+            return io.BufferedReader(system.open_input_stream(path), _CHUNK)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{place} cannot be read ({_first_line(error)})") from error
 
 
 def list_files(folder: str, endings: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
     """Names relative to `folder`, with '/', and sizes of the files below it, sorted; linked folders are left out."""
-    system, path = locate(folder)
-    if is_local(folder):
-        found = _walk(path, "")
-    else:
-        infos = system.get_file_info(fs.FileSelector(path, recursive=True))
-        found = iter(sorted((info.path[len(path):].lstrip("/"), info.size) for info in infos if info.is_file))
+    found = _walk(locate(folder)[1], "") if is_local(folder) else iter(_objects(folder))
     wanted = tuple(ending.lower() for ending in endings)
     yield from ((name, size) for name, size in found if not wanted or name.lower().endswith(wanted))
 
@@ -125,11 +99,18 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
             yield prefix + entry.name, entry.stat().st_size
 
 
+def _objects(folder: str) -> list[tuple[str, int]]:
+    system, path = locate(folder)
+    with reaching(folder):
+        infos = system.get_file_info(fs.FileSelector(path, recursive=True))
+    return sorted((info.path[len(path):].removeprefix("/"), info.size) for info in infos if info.is_file)
+
+
 def hash_file(place: str) -> str:
     """SHA-256 of the file's bytes."""
     system, path = locate(place)
     digest = hashlib.sha256()
-    with system.open_input_stream(path, compression=None) as stream:
+    with reaching(place), system.open_input_stream(path, compression=None) as stream:
         while block := stream.read(_CHUNK):
             digest.update(block)
     return digest.hexdigest()
@@ -153,7 +134,7 @@ def safe_name(name: str) -> str:
         fault = "it names no file"
     elif name.startswith(("/", "~")) or re.match(r"[A-Za-z]:", name):
         fault = "it is absolute: write it relative to the folder"
-    elif _ADDRESS.match(name) or name.startswith("file:"):
+    elif not is_local(name) or name.startswith("file:"):
         fault = "it is an address: write it relative to the folder"
     elif "\\" in name:
         fault = "it holds a backslash: write /"
@@ -206,15 +187,16 @@ def _read_local(folder: str, name: str) -> bytes | None:
 
 
 def _read_remote(folder: str, name: str) -> bytes | None:
-    system, path = locate(join(folder, name))
-    info = system.get_file_info(path)
-    if info.type == fs.FileType.NotFound:
-        return None
-    if not info.is_file:
-        raise Refused("not a file", name)
-    _check_size(name, info.size)
-    with system.open_input_stream(path, compression=None) as stream:
-        return bytes(stream.read())
+    system, path = locate(folder)
+    with reaching(f"{folder}/{name}"):
+        try:
+            with system.open_input_file(f"{path}/{name}") as file:
+                _check_size(name, file.size())
+                return bytes(file.read())
+        except FileNotFoundError:
+            if system.get_file_info(f"{path}/{name}").type == fs.FileType.Directory:
+                raise Refused("not a file", name) from None
+            return None
 
 
 def _check_size(name: str, size: int) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.errors import UserError
+from pipelines.location import join
 from pipelines.sources.config import SourceConfig, file_name, is_split
-from pipelines.sources.files import Refused, join, list_files, open_file, safe_name
+from pipelines.sources.files import Refused, list_files, open_file, safe_name
 from pipelines.sources.gather import Fact, bad, gather, rejections
 from pipelines.sources.index import Dropped, Entry
 from pipelines.sources.json_files import field, json_lines

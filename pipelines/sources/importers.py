@@ -4,13 +4,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
+from urllib.parse import unquote
 
 import ray
 
 from pipelines.errors import UserError
+from pipelines.location import is_local
 from pipelines.sources import coco, flickr30k, folder, karpathy, nlvr2, snli_ve, visual_genome, vqa
 from pipelines.sources.config import SourceConfig, file_name
-from pipelines.sources.files import hash_file, hash_folder, is_folder, is_local, list_files, need_file, need_folder
+from pipelines.sources.files import hash_file, hash_folder, is_folder, list_files, need_file, need_folder
 from pipelines.sources.index import Dropped, Importer, build_index
 from pipelines.sources.parquet_rows import Columns, ParquetSource, count_failures, find_pieces
 from pipelines.sources.record import Source
@@ -39,8 +41,6 @@ def check_places(config: SourceConfig) -> None:
     for key in ("captions", "annotations"):
         if getattr(config, key):
             need_file(f"source.{key}", getattr(config, key))
-    if config.format in ("parquet", "img2dataset") and not is_local(config.path):
-        raise UserError(f"source.path={config.path}: {config.format} is read from folders, so far; mount the bucket")
     if config.format in ("vg", "vg_qa"):
         need_file("source.image_data", config.image_data)
     for place in config.coco_held_out:
@@ -121,4 +121,5 @@ def _apart(file: str) -> tuple[str, tuple[str, ...]]:
     """Folder and name of a file."""
     name = file_name(file)
     place, _, options = file.rpartition(name)
-    return f"{place.rstrip('/') or ('/' if place else '.')}{options}", (name,)
+    folder = f"{place.rstrip('/') or ('/' if place else '.')}{options}"
+    return folder, (name if is_local(file) else unquote(name),)

@@ -5,15 +5,14 @@ import dataclasses
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 import pyarrow.compute as pc
 import ray
 
 from pipelines.errors import UserError, is_users_mistake
+from pipelines.location import Place, place_of, reach
 from pipelines.sources.config import BUILT_IN, TASK_FORMATS, IngestConfig, file_name
-from pipelines.sources.files import is_local
 from pipelines.sources.importers import IMPORTERS, check_places, open_source, settings_of
 from pipelines.sources.index import Dropped, IndexedSource, build_index
 from pipelines.sources.record import Source
@@ -56,9 +55,7 @@ def check(config: IngestConfig) -> None:
     """Raise UserError unless a store is named, and the files and folders of the source are there."""
     if not config.data.store:
         raise UserError("data.store is missing: name the store that is filled, data.store=PATH")
-    if not is_local(config.data.store):
-        raise UserError(f"data.store={config.data.store}: stores and task tables lie in folders, so far; mount the "
-                        "bucket, or name a folder")
+    reach(place_of(config.data.store))
     if config.source.format not in BUILT_IN:
         check_places(config.source)
 
@@ -78,7 +75,7 @@ def import_data(config: IngestConfig, progress: Progress | None = None) -> Impor
 
 def _into_store(config: IngestConfig, progress: Progress | None) -> ImportReport:
     start = time.monotonic()
-    store = _place(config.data.store)
+    store = place_of(config.data.store)
     sources, dropped, was_there = _sources(config)
     report = ingest(sources, config.data, store, progress)
     batch_id = batch_id_of(sources, config.data)
@@ -93,7 +90,7 @@ def _into_store(config: IngestConfig, progress: Progress | None) -> ImportReport
 
 def _into_table(config: IngestConfig, progress: Progress | None) -> ImportReport:
     start = time.monotonic()
-    table, source = _place(config.data.store), config.source
+    table, source = place_of(config.data.store), config.source
     settings = settings_of(source)
     batch_id = batch_id_of([IndexedSource(source.source_name, settings, "", (), 0)], config.data)
     # A sub-folder for each annotations file: the same file in another state takes the earlier one's place.
@@ -134,7 +131,7 @@ def told(report: ImportReport) -> list[str]:
 
 def _sources(config: IngestConfig) -> tuple[list[Source], Dropped, bool]:
     """The sources, what they leave out, and whether the store has them already; then they are not opened."""
-    store = ImageTextStore(_place(config.data.store))
+    store = ImageTextStore(place_of(config.data.store))
     if config.source.format in BUILT_IN:
         built_in = cast(Literal["emoji", "scenes"], config.source.format)
         sources = demo_sources(dataclasses.replace(config.data, source=built_in))
@@ -147,15 +144,11 @@ def _sources(config: IngestConfig) -> tuple[list[Source], Dropped, bool]:
     return [source], dropped, False
 
 
-def _missing(store: Path, batch_id: str) -> list[str]:
+def _missing(store: Place, batch_id: str) -> list[str]:
     """The first few references of the batch's records whose image is missing."""
     refused = read_quarantine(store, batch_id)
     references: list[str] = refused.filter(pc.equal(refused["reason"], "missing file"))["reference"].to_pylist()
     return references[:SHOWN]
-
-
-def _place(store: str) -> Path:
-    return Path(store).expanduser().absolute()
 
 
 def _cause(error: BaseException) -> BaseException:

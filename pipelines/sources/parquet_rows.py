@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.errors import UserError
+from pipelines.location import join
 from pipelines.sources.config import is_split
-from pipelines.sources.files import MAX_IMAGE_BYTES, Refused, join, read_image
+from pipelines.sources.files import MAX_IMAGE_BYTES, Refused, read_image
 from pipelines.sources.record import Rejected, Sample
 from pipelines.store.schema import iter_batches, open_parquet
 

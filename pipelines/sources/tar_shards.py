@@ -12,7 +12,8 @@ from itertools import groupby
 from typing import Any
 
 from pipelines.errors import UserError
-from pipelines.sources.files import MAX_IMAGE_BYTES, Refused, join, open_file, safe_name
+from pipelines.location import join
+from pipelines.sources.files import MAX_IMAGE_BYTES, Refused, open_file, safe_name
 from pipelines.sources.json_files import field
 from pipelines.sources.record import Rejected, Sample
 

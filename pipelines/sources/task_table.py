@@ -10,7 +10,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ import ray.data
 from pipelines.config import DataConfig
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
+from pipelines.location import Place, place_of
 from pipelines.sources.files import Refused, read_image
 from pipelines.sources.index import Entry, IndexedSource
 from pipelines.sources.record import Rejected, Sample
@@ -51,10 +51,10 @@ def task_schema(task: str) -> pa.Schema:
         ("annotations", pa.list_(ANNOTATIONS[task])), ("metadata", pa.string()), ("batch_id", pa.string())])
 
 
-def read_task_table(folder: str | Path, columns: Sequence[str] | None = None, split: str | None = None
+def read_task_table(folder: str | Place, columns: Sequence[str] | None = None, split: str | None = None
                     ) -> Iterator[pa.RecordBatch]:
     """The rows of a task table (of one split), in a fixed order; FileNotFoundError where there is none."""
-    manifests = sorted(Path(folder).glob(f"*/{MANIFEST}"))
+    manifests = sorted(place_of(folder).glob(f"*/{MANIFEST}"))
     if not manifests:
         raise FileNotFoundError(f"{folder}: there is no task table here; make one with jobs/ingest.py")
     for path in manifests:
@@ -69,13 +69,13 @@ def read_task_table(folder: str | Path, columns: Sequence[str] | None = None, sp
                 yield batch.select(list(columns or schema.names))
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
+def manifest_of(folder: Place) -> dict[str, Any]:
     """The manifest of a sub-folder; empty where none is written yet."""
     path = folder / MANIFEST
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def write_task_table(source: IndexedSource, task: str, batch_id: str, data: DataConfig, folder: Path,
+def write_task_table(source: IndexedSource, task: str, batch_id: str, data: DataConfig, folder: Place,
                      progress: Progress | None) -> dict[str, Any]:
     """Write the rows of `source` as a table's sub-folder `folder`, in place of what it held; Ray must be connected.
 
@@ -102,7 +102,7 @@ def write_task_table(source: IndexedSource, task: str, batch_id: str, data: Data
     return manifest
 
 
-def _judge(parts: list[dict[str, Any]], task: str, batch_id: str, data: DataConfig, folder: Path) -> dict[str, Any]:
+def _judge(parts: list[dict[str, Any]], task: str, batch_id: str, data: DataConfig, folder: Place) -> dict[str, Any]:
     """Write the quarantine, hold the bad share against its limit; the manifest."""
     refused = pa.Table.from_pylist([row for part in parts for row in part["refused"]], QUARANTINE_SCHEMA)
     rows: Counter[str] = sum((Counter(part["rows"]) for part in parts), Counter())
@@ -118,7 +118,7 @@ def _judge(parts: list[dict[str, Any]], task: str, batch_id: str, data: DataConf
             "quarantined": count_reasons(refused), "files": [file for part in parts for file in part["files"]]}
 
 
-def _write_part(numbers: pa.Table, source: IndexedSource, task: str, batch_id: str, data: DataConfig, folder: Path,
+def _write_part(numbers: pa.Table, source: IndexedSource, task: str, batch_id: str, data: DataConfig, folder: Place,
                 attempt: str) -> pa.Table:
     """One Ray task: write a part's rows, and tell of them in JSON."""
     number = numbers["id"][0].as_py()

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 from numpy import ndarray
 
+from pipelines.location import Place
 from pipelines.store.copies import Pictures, find_copies
 from pipelines.store.quarantine import QUARANTINE_SCHEMA
 from pipelines.store.schema import read_row_groups, row_group_sizes, write_parquet
@@ -25,7 +25,7 @@ _PHASH = r'"phash": "(?P<phash>[0-9a-f]{16})"'
 class Kept:
     """What is left of a batch."""
 
-    files: list[Path]
+    files: list[Place]
     """The batch's files without the rows that go."""
     rows: int
     refused: pa.Table
@@ -40,8 +40,12 @@ def content_of(split: str, sha256: str) -> str:
     return f"{split}/{sha256}"
 
 
-def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mode: str = "keep") -> Kept:
+def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mode: str = "keep",
+                    version: int | None = None) -> Kept:
     """Take out of the batch's files the rows whose id is taken and, as `mode` (`data.duplicates`) says, copies.
+
+    Whether an id is taken is looked up in `version` of the store (-1: none; default: the newest). A file of which rows
+    go is written anew under another name.
 
     `written` has a row a file (`file`, `sample_ids`, `contents`, `classes`, `phashes` in the file's order; classes and
     phashes null for rows that are not compared). The first of several rows with one id stays. An id that the store has
@@ -53,7 +57,8 @@ def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mod
     ids, contents, classes, phashes = (written[name].combine_chunks().flatten()
                                        for name in ("sample_ids", "contents", "classes", "phashes"))
     compared = pc.is_valid(phashes).to_numpy(zero_copy_only=False)
-    known = _known(store, with_pictures=bool(compared.any()))
+    version = store.newest() if version is None else version
+    known = _known(store, version, with_pictures=bool(compared.any()))
     refused, there = _taken(ids, contents, known)
 
     compared &= ~(refused | there)
@@ -69,7 +74,7 @@ def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mod
     exact, near = exact & train, near & train
 
     keep = ~(refused | there | exact | near)
-    files = [_keep(store.path / name, keep[start:start + length]) for name, start, length
+    files = [_keep(store.path / name, keep[start:start + length], version) for name, start, length
              in zip(written["file"].to_pylist(), np.cumsum(lengths) - lengths, lengths, strict=True)
              if keep[start:start + length].any()]
     rows = [*_refusals(ids, refused, batch_id, "duplicate id", "this batch or the store has another row under this id"),
@@ -87,12 +92,12 @@ class _Known:
     pictures: Pictures
 
 
-def _known(store: ImageTextStore, with_pictures: bool) -> _Known:
-    """Ids and contents of all rows of the store; on demand the pictures of those that can be compared."""
+def _known(store: ImageTextStore, version: int, with_pictures: bool) -> _Known:
+    """Ids and contents of all rows of a version; on demand the pictures of those that can be compared."""
     schema = pa.schema([("sample_id", pa.string()), ("split", pa.string()), ("sha256", pa.string())])
     columns = [*schema.names, *(["image_class", "metadata"] if with_pictures else [])]
     parts, classes, hashes, train = [], [np.empty(0, np.int64)], [np.empty(0, np.uint64)], [np.empty(0, bool)]
-    for batch in store.iter_batches(columns, rows=65_536) if store.exists() else ():
+    for batch in store.iter_batches(columns, version=version, rows=65_536) if version >= 0 else ():
         parts.append(batch.select(schema.names))
         if with_pictures:
             texts = pc.struct_field(pc.extract_regex(batch["metadata"], _PHASH), "phash")
@@ -118,12 +123,15 @@ def _taken(ids: pa.Array, contents: pa.Array, known: _Known) -> tuple[Bool[ndarr
     return refused | there & ~same.to_numpy(zero_copy_only=False), there
 
 
-def _keep(file: Path, keep: Bool[ndarray, " R"]) -> Path:
-    """Rewrite the file with the chosen rows, unless that is all of them."""
-    if not keep.all():
-        table = read_row_groups(file, range(len(row_group_sizes(file))))
-        write_parquet(table.filter(pa.array(keep)), file)
-    return file
+def _keep(file: Place, keep: Bool[ndarray, " R"], version: int) -> Place:
+    """The file, or where rows go, one with the chosen rows: it stands in for the first as long as `version` is newest.
+    """
+    if keep.all():
+        return file
+    table = read_row_groups(file, range(len(row_group_sizes(file))))
+    without = file.with_name(f"{file.stem}-v{version + 1}.parquet")
+    write_parquet(table.filter(pa.array(keep)), without)
+    return without
 
 
 def _refusals(ids: pa.Array, which: Bool[ndarray, " N"], batch_id: str, reason: str, detail: str

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,14 +21,15 @@ from ray.data.context import DataContext
 
 from pipelines.config import DataConfig
 from pipelines.errors import UserError
+from pipelines.location import Place
 from pipelines.sources.emoji import EmojiSource, all_emoji
 from pipelines.sources.record import Rejected, Source
 from pipelines.sources.scenes import ScenesSource
-from pipelines.store.attempts import alone, attempt_at, file_name
-from pipelines.store.duplicates import COPY_REASONS, content_of, drop_duplicates
+from pipelines.store.attempts import attempt_at, file_name
+from pipelines.store.duplicates import COPY_REASONS, Kept, content_of, drop_duplicates
 from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, read_quarantine, write_quarantine
 from pipelines.store.schema import STORE_SCHEMA, write_parquet
-from pipelines.store.table import ImageTextStore
+from pipelines.store.table import ImageTextStore, StoreMoved
 from pipelines.store.told import raise_told, told
 from pipelines.store.validate import to_row
 
@@ -89,7 +89,7 @@ def demo_sources(data: DataConfig) -> list[Source]:
     return sources
 
 
-def ingest_demo(data: DataConfig, store_path: Path, progress: Progress | None = None) -> IngestReport:
+def ingest_demo(data: DataConfig, store_path: str | Place, progress: Progress | None = None) -> IngestReport:
     """Ingest the built-in source that `data` names; see `ingest`."""
     return ingest(demo_sources(data), data, store_path, progress)
 
@@ -104,7 +104,7 @@ def batch_id_of(sources: Sequence[Source], data: DataConfig) -> str:
     return "-".join([*(source.name for source in sources), digest[:16]])
 
 
-def ingest(sources: Sequence[Source], data: DataConfig, store_path: Path,
+def ingest(sources: Sequence[Source], data: DataConfig, store_path: str | Place,
            progress: Progress | None = None) -> IngestReport:
     """Append the sources' samples to the store as one version; Ray must be connected unless they are there already.
 
@@ -128,7 +128,7 @@ def ingest(sources: Sequence[Source], data: DataConfig, store_path: Path,
                         time.monotonic() - start, added, duplicates)
 
 
-def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batch_id: str, attempt: str,
+def _write_files(sources: Sequence[Source], data: DataConfig, folder: Place, batch_id: str, attempt: str,
                  progress: Progress | None) -> pa.Table:
     """Read, validate and write every part of every source in parallel; WRITTEN_SCHEMA, in the order of the parts."""
     assert ray.is_initialized(), "connect to Ray before an ingest"
@@ -152,7 +152,7 @@ def _write_files(sources: Sequence[Source], data: DataConfig, folder: Path, batc
     return pa.concat_tables(tables).sort_by("file")
 
 
-def _ingest_parts(numbers: pa.Table, sources: list[Source], parts: list[tuple[int, int]], folder: Path, batch_id: str,
+def _ingest_parts(numbers: pa.Table, sources: list[Source], parts: list[tuple[int, int]], folder: Place, batch_id: str,
                   attempt: str, data: DataConfig) -> Iterator[pa.Table]:
     """One Ray task: read some parts, write their files, and yield a WRITTEN_SCHEMA row for each file."""
     for number in numbers["id"].to_pylist():
@@ -202,25 +202,37 @@ def _pieces(source: Source, part: int, batch_id: str, data: DataConfig
 
 
 def _commit(written: pa.Table, store: ImageTextStore, batch_id: str, data: DataConfig) -> tuple[int, dict[str, int]]:
-    """Drop duplicates, write the quarantine, judge the bad share, append; the rows appended, and the copies found.
+    """Look for what the store has already, judge, append; the rows appended, and the copies found.
 
-    Nobody else appends meanwhile: the ids that the store has are looked at before.
+    Where another ingest commits between the look and the append, the look is taken again: ids stay unique.
     """
-    refused = pa.Table.from_struct_array(written["refused"].combine_chunks().flatten()).cast(QUARANTINE_SCHEMA)
-    total = len(written["sample_ids"].combine_chunks().flatten()) + refused.num_rows
-    with alone(store):
+    while True:
+        newest = store.newest()
         if store.has_batch(batch_id):  # another process that ran the same ingest was first
             return 0, {}
-        kept = drop_duplicates(written, store, batch_id, data.duplicates)
-        refused = pa.concat_tables([refused, kept.refused])
-        where = write_quarantine(store.path, batch_id, [refused]) if refused.num_rows else None
-        reasons = count_reasons(refused)
-        bad = sum(count for reason, count in reasons.items() if reason not in COPY_REASONS)
-        if bad > data.max_bad_share * total:
-            listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-            raise UserError(
-                f"{bad} of {total} records are bad ({listed}), more than data.max_bad_share={data.max_bad_share}: "
-                f"nothing was appended to {store.path}. {where} lists them; mend the source, or allow a larger share")
-        if kept.files:
-            store.append(kept.files, batch_id, {"duplicates": json.dumps(kept.duplicates)})
-    return kept.rows, kept.duplicates
+        kept = drop_duplicates(written, store, batch_id, data.duplicates, newest)
+        _judge(written, kept, store, batch_id, data.max_bad_share)
+        if not kept.files:
+            return 0, kept.duplicates
+        try:
+            store.append(kept.files, batch_id, {"duplicates": json.dumps(kept.duplicates)}, follows=newest)
+        except StoreMoved:
+            continue
+        # Of the same ingest twice only one lands; its files tell which.
+        landed = str(kept.files[0]) in store.files()
+        return kept.rows if landed else 0, kept.duplicates
+
+
+def _judge(written: pa.Table, kept: Kept, store: ImageTextStore, batch_id: str, max_bad_share: float) -> None:
+    """Write the quarantine; UserError where too many records are bad."""
+    refused = pa.Table.from_struct_array(written["refused"].combine_chunks().flatten()).cast(QUARANTINE_SCHEMA)
+    total = len(written["sample_ids"].combine_chunks().flatten()) + refused.num_rows
+    refused = pa.concat_tables([refused, kept.refused])
+    where = write_quarantine(store.path, batch_id, [refused]) if refused.num_rows else None
+    reasons = count_reasons(refused)
+    bad = sum(count for reason, count in reasons.items() if reason not in COPY_REASONS)
+    if bad > max_bad_share * total:
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        raise UserError(
+            f"{bad} of {total} records are bad ({listed}), more than data.max_bad_share={max_bad_share}: "
+            f"nothing was appended to {store.path}. {where} lists them; mend the source, or allow a larger share")

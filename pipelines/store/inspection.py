@@ -5,7 +5,6 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from jaxtyping import Int32, Int64
 from numpy import ndarray
 
 from pipelines.errors import UserError
-from pipelines.store.quarantine import quarantine_path, read_quarantine
+from pipelines.location import Place
+from pipelines.store.quarantine import read_quarantine
 from pipelines.store.schema import read_row_groups, row_group_sizes
 from pipelines.store.table import ImageTextStore
 
@@ -64,7 +64,7 @@ class Shown:
 class Inspection:
     """A store, looked at."""
 
-    path: Path
+    path: Place
     version: int
     rows: dict[tuple[str, str], int]
     """Rows by (source, split)."""
@@ -79,7 +79,7 @@ class Inspection:
     shown: list[Shown]
 
 
-def inspect(path: Path, samples: int = 48, seed: int = 0) -> Inspection:
+def inspect(path: str | Place, samples: int = 48, seed: int = 0) -> Inspection:
     """Read the newest version of the store at `path`, whole, in bounded batches; no image but the shown ones.
 
     Raises UserError where there is no store.
@@ -124,8 +124,6 @@ def _versions(store: ImageTextStore, version: int, rows: Counter[str]) -> list[V
 
 
 def _refused(store: ImageTextStore) -> list[Refused]:
-    if not quarantine_path(store.path).exists():
-        return []
     table = read_quarantine(store.path)
     groups = table.group_by(["batch_id", "reason"]).aggregate([("reference", "count"), ("reference", "min")])
     found = [Refused(row["batch_id"], row["reason"], row["reference_count"], row["reference_min"],

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
+from pipelines.location import Place, place_of
 from pipelines.store.schema import check_columns, iter_batches, open_parquet, write_parquet
 
 QUARANTINE_SCHEMA = pa.schema([
@@ -19,13 +19,13 @@ QUARANTINE_SCHEMA = pa.schema([
 """A row of the quarantine: the record's own id or place, the kind of fault, and what is particular to it."""
 
 
-def quarantine_path(store_path: str | Path) -> Path:
+def quarantine_path(store_path: str | Place) -> Place:
     """The quarantine's folder: `<store>.quarantine`."""
-    store_path = Path(store_path)
-    return store_path.with_name(store_path.name + ".quarantine")
+    store = place_of(store_path)
+    return store.with_name(store.name + ".quarantine")
 
 
-def write_quarantine(store_path: str | Path, batch_id: str, tables: Sequence[pa.Table]) -> Path:
+def write_quarantine(store_path: str | Place, batch_id: str, tables: Sequence[pa.Table]) -> Place:
     """Write what one batch refused; an earlier attempt's list of the same batch is replaced. Returns the file."""
     file = quarantine_path(store_path) / f"{batch_id}.parquet"
     table = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])
@@ -33,12 +33,12 @@ def write_quarantine(store_path: str | Path, batch_id: str, tables: Sequence[pa.
     return file
 
 
-def read_quarantine(store_path: str | Path, batch_id: str | None = None) -> pa.Table:
+def read_quarantine(store_path: str | Place, batch_id: str | None = None) -> pa.Table:
     """The refused records of one batch, or of all; empty where nothing was ever refused."""
     folder = quarantine_path(store_path)
     files = sorted(folder.glob("*.parquet")) if batch_id is None else [folder / f"{batch_id}.parquet"]
     batches = []
-    for file in filter(Path.exists, files):
+    for file in (file for file in files if file.exists()):
         with open_parquet(file) as opened:
             check_columns(opened.schema_arrow, QUARANTINE_SCHEMA, file)
         batches += list(iter_batches(file, QUARANTINE_SCHEMA.names, rows=1024))

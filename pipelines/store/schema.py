@@ -7,16 +7,14 @@ test shows that nobody else calls pyarrow's Parquet readers.
 """
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.files import sync
+from pipelines.files import writing
+from pipelines.location import Place, locate, place_of, reaching
 from pipelines.store.bounds import Unbounded, bounded_rows, expand, repeated_lists
 
 STORE_SCHEMA = pa.schema([
@@ -41,17 +39,20 @@ MAX_TABLE_BYTES = 2**31
 """Decoded bytes that `read_row_groups` holds at most."""
 
 
-def open_parquet(path: str | Path) -> pq.ParquetFile:
+def open_parquet(path: str | Place) -> pq.ParquetFile:
     """Open one Parquet file, having refused every extension type in it.
 
     Raises FileNotFoundError where there is no file, ValueError naming the file where it cannot be read as Parquet,
     and ValueError naming the column where one has an extension type.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such Parquet file")
+    system, inner = locate(path)
+    with reaching(path):
+        if not system.get_file_info(inner).is_file:
+            raise FileNotFoundError(f"{path}: no such Parquet file")
     try:
-        file = pq.ParquetFile(path, **_READING)
-        schema = file.schema_arrow
+        with reaching(path):
+            file = pq.ParquetFile(inner, filesystem=system, **_READING)
+            schema = file.schema_arrow
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file ({_first_line(error)}): "
                          "restore it, or remove it and make it again") from error
@@ -60,24 +61,26 @@ def open_parquet(path: str | Path) -> pq.ParquetFile:
     return file
 
 
-def iter_batches(path: str | Path, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None,
+def iter_batches(path: str | Place, columns: Sequence[str] | None = None, row_groups: Sequence[int] | None = None,
                  rows: int = 64) -> Iterator[pa.RecordBatch]:
     """The file's rows in order, in batches of at most `rows`, fewer where their texts could decode to much more than
     the file holds; errors as for `open_parquet`, and ValueError where a single row decodes to more than
     `bounds.MAX_BATCH_BYTES`.
     """
-    with open_parquet(path) as file, open(path, "rb") as raw:
+    system, inner = locate(path)
+    with open_parquet(path) as file, system.open_input_file(inner) as raw:
         _check_names(file.schema_arrow, columns, path)
         wanted = file.schema_arrow.names if columns is None else list(columns)
         groups = range(file.metadata.num_row_groups) if row_groups is None else list(row_groups)
         try:
-            size = bounded_rows(file, raw, wanted, groups, rows)
-            lists = repeated_lists(file, raw, wanted, groups)
-            if lists:
-                for group in groups:
-                    yield from _careful_batches(path, file, lists, group, wanted, size)
-            else:
-                yield from file.iter_batches(size, row_groups=groups, columns=wanted)
+            with reaching(path):
+                size = bounded_rows(file, raw, wanted, groups, rows)
+                lists = repeated_lists(file, raw, wanted, groups)
+                if lists:
+                    for group in groups:
+                        yield from _careful_batches(path, file, lists, group, wanted, size)
+                else:
+                    yield from file.iter_batches(size, row_groups=groups, columns=wanted)
         except Unbounded as error:
             raise ValueError(f"{path}: {error}: refused, since a small file must not decode to gigabytes") from error
         except (pa.ArrowException, OSError) as error:
@@ -85,18 +88,19 @@ def iter_batches(path: str | Path, columns: Sequence[str] | None = None, row_gro
                              "restore it, or remove it and make it again") from error
 
 
-def _careful_batches(path: str | Path, file: pq.ParquetFile, lists: list[str], group: int, wanted: list[str], size: int
+def _careful_batches(path: str | Place, file: pq.ParquetFile, lists: list[str], group: int, wanted: list[str], size: int
                      ) -> Iterator[pa.RecordBatch]:
     """One row group, the leaves `lists` read as indices before they are expanded.
 
     A batch over two row groups would hold two dictionaries, which pyarrow cannot put together below lists.
     """
-    with pq.ParquetFile(path, metadata=file.metadata, read_dictionary=lists, **_READING) as careful:
+    system, inner = locate(path)
+    with pq.ParquetFile(inner, filesystem=system, metadata=file.metadata, read_dictionary=lists, **_READING) as careful:
         for batch in careful.iter_batches(size, row_groups=[group], columns=wanted):
             yield from expand(batch, file.schema_arrow)
 
 
-def read_row_groups(path: str | Path, row_groups: Sequence[int], columns: Sequence[str] | None = None,
+def read_row_groups(path: str | Place, row_groups: Sequence[int], columns: Sequence[str] | None = None,
                     max_bytes: int = MAX_TABLE_BYTES) -> pa.Table:
     """The named row groups, in the order given, as one table that is decoded in bounded batches.
 
@@ -115,13 +119,13 @@ def read_row_groups(path: str | Path, row_groups: Sequence[int], columns: Sequen
     return pa.Table.from_batches(batches).select(schema.names) if batches else schema.empty_table()
 
 
-def row_group_sizes(path: str | Path) -> list[int]:
+def row_group_sizes(path: str | Place) -> list[int]:
     """Rows of every row group of the file, in order."""
     with open_parquet(path) as file:
         return [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
 
 
-def check_columns(schema: pa.Schema, expected: pa.Schema, where: str | Path) -> None:
+def check_columns(schema: pa.Schema, expected: pa.Schema, where: str | Place) -> None:
     """Raise ValueError naming file and column unless `schema` has every expected column with its type.
 
     Further columns are no error: whoever reads names the columns that he wants.
@@ -134,31 +138,23 @@ def check_columns(schema: pa.Schema, expected: pa.Schema, where: str | Path) -> 
             raise ValueError(f"{where}: column {field.name!r} has type {found}, expected {field.type}")
 
 
-def write_parquet(table: pa.Table, path: str | Path, row_group: int = 256) -> int:
+def write_parquet(table: pa.Table, path: str | Place, row_group: int = 256) -> int:
     """Write `table` to `path` whole or not at all; returns the file's size in bytes.
 
     Images are compressed already and stay as they are, everything else goes through zstd.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     compression = {leaf: "none" if leaf.split(".")[0] in ("image", "images") else "zstd"
                    for leaf in _leaves(table.schema)}
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, row_group_size=row_group, compression=compression,
-                           use_dictionary=[n for n in ("source", "split", "batch_id") if n in table.schema.names],
-                           write_statistics=False, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path.stat().st_size
+    place = place_of(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with writing(place) as file:
+        pq.write_table(table, file, row_group_size=row_group, compression=compression,
+                       use_dictionary=[n for n in ("source", "split", "batch_id") if n in table.schema.names],
+                       write_statistics=False, write_page_checksum=True)
+        return file.tell()
 
 
-def _refuse_extensions(field: pa.Field, name: str, path: str | Path) -> None:
+def _refuse_extensions(field: pa.Field, name: str, path: str | Place) -> None:
     # The metadata is looked at as well, since a type that nobody has registered yet shows itself there only.
     labelled = b"ARROW:extension:name" in (field.metadata or {})
     if labelled or isinstance(field.type, pa.BaseExtensionType):
@@ -171,7 +167,7 @@ def _refuse_extensions(field: pa.Field, name: str, path: str | Path) -> None:
         _refuse_extensions(child, f"{name}.{child.name}", path)
 
 
-def _check_names(schema: pa.Schema, columns: Sequence[str] | None, path: str | Path) -> None:
+def _check_names(schema: pa.Schema, columns: Sequence[str] | None, path: str | Place) -> None:
     for name in columns or ():
         if name not in schema.names:
             raise ValueError(f"{path}: column {name!r} is missing; it has {', '.join(schema.names)}")

@@ -11,7 +11,7 @@ class StoreConfig:
     """The store that a job reads."""
 
     store: str = ""
-    """Folder of the Delta store; empty: <repository>/data/demo."""
+    """Folder or address of the Delta store; empty: <repository>/data/demo."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class InspectConfig:
     """Everything `jobs/inspect.py` takes."""
 
     to: str = ""
-    """Folder of the page and the contact sheet; empty: <store>.inspection."""
+    """Folder of the page and the contact sheet; empty: <store>.inspection, for an address below this folder."""
     samples: int = 48
     """Samples that the contact sheet shows, drawn evenly from sources and splits."""
     seed: int = 0

@@ -1,18 +1,20 @@
-"""What goes wrong in an ingest and is the user's to mend, told in one line: a full disk, a folder that is read-only."""
+"""What goes wrong in an ingest and is the user's to mend, in one line: a full disk, a folder or bucket that refuses."""
 from __future__ import annotations
 
 import errno
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import UserError, is_users_mistake
+from pipelines.location import Place, fault
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def told(error: Exception, folder: Path) -> str | None:
+def told(error: Exception, folder: Place) -> str | None:
     """The line that tells the user of an error that he can mend; None for any other."""
     if is_users_mistake(error):
         return str(error)
@@ -21,16 +23,19 @@ def told(error: Exception, folder: Path) -> str | None:
         number = cause.errno if isinstance(cause, OSError) else None
         # Delta and Arrow hand on the system's words without its number.
         if number in _FULL or "No space left on device" in str(cause) or "Disk quota exceeded" in str(cause):
-            return (f"the disk of {folder} is full: nothing was appended, what was there is untouched; free some space "
+            disk = folder if isinstance(folder, Path) else f"the temporary files, {tempfile.gettempdir()},"
+            return (f"the disk of {disk} is full: nothing was appended, what was there is untouched; free some space "
                     "and run the same command again")
         if number in _READ_ONLY and str(getattr(cause, "filename", "")).startswith(str(folder)):
             return f"{folder} cannot be written ({cause}): mend its permissions, or name another data.store"
+        if line := fault(cause, folder):
+            return line
         cause = cause.__cause__ or cause.__context__
     return None
 
 
 @contextmanager
-def raise_told(folder: Path) -> Iterator[None]:
+def raise_told(folder: Place) -> Iterator[None]:
     """Turn an error that the user can mend into a UserError."""
     try:
         yield

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
+from pipelines.location import Place
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class DataPin:
     groups: str
 
 
-def planned(run: Path, store: Path, version: int, groups: Path) -> DataPin:
+def planned(run: Path, store: Place, version: int, groups: Path) -> DataPin:
     """The run's pin, or where there is none what it would be; UserError where the run has another store."""
     path = run / "data.json"
     if not path.exists():
@@ -30,7 +31,7 @@ def planned(run: Path, store: Path, version: int, groups: Path) -> DataPin:
     return pin
 
 
-def pinned(run: Path, store: Path, version: int, groups: Path) -> DataPin:
+def pinned(run: Path, store: Place, version: int, groups: Path) -> DataPin:
     """The run's pin, written down where there is none; errors as for `planned`."""
     pin = planned(run, store, version, groups)
     if not (run / "data.json").exists():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipelines.config import PretrainConfig
 from pipelines.feed.plan import FeedPlan
+from pipelines.location import Place
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class TrainingJob:
     run: Path
     attempt: int
     plan: FeedPlan
-    store: Path
+    store: Place
     store_version: int
     groups: int
     schedule_steps: int

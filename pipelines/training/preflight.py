@@ -17,6 +17,7 @@ from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.finding import Finding
 from pipelines.grouping.materialise import existing
+from pipelines.location import Place, size_of
 from pipelines.places import groups_folder
 from pipelines.resume import check_resumable
 from pipelines.store.schema import row_group_sizes
@@ -68,7 +69,7 @@ def writable(run: Path) -> Finding:
     return Finding("storage", True, f"{run} is writable")
 
 
-def store(config: PretrainConfig, path: Path, version: int | None = None) -> Finding:
+def store(config: PretrainConfig, path: Place, version: int | None = None) -> Finding:
     """The store: there (a named one is never built), of our columns, with samples of every split that is needed."""
     table = ImageTextStore(path)
     named = f"data.store={path}"
@@ -94,13 +95,13 @@ def store(config: PretrainConfig, path: Path, version: int | None = None) -> Fin
     return Finding("store", True, f"{path}: " + ", ".join(f"{counts[split]} {split}" for split in sorted(counts)))
 
 
-def data_plan(config: PretrainConfig, run: Path, store_path: Path) -> DataPin:
+def data_plan(config: PretrainConfig, run: Path, store_path: Place) -> DataPin:
     """What the run trains on: what it has pinned, else the newest version of the store, which exists."""
     version = ImageTextStore(store_path).version()
     return planned(run, store_path, version, groups_folder(config, store_path, version))
 
 
-def data(config: PretrainConfig, run: Path, store_path: Path) -> Finding:
+def data(config: PretrainConfig, run: Path, store_path: Place) -> Finding:
     """The run's store is the one that it started with; its groups are absent, or of this G, store and method."""
     from pipelines.grouping.build import configure
 
@@ -113,7 +114,7 @@ def data(config: PretrainConfig, run: Path, store_path: Path) -> Finding:
     return attempt("groups", check, fine)
 
 
-def grouped(config: PretrainConfig, run: Path, store_path: Path) -> bool:
+def grouped(config: PretrainConfig, run: Path, store_path: Place) -> bool:
     """Whether the groups' folder is there."""
     try:
         return ImageTextStore(store_path).exists() and Path(data_plan(config, run, store_path).groups).exists()
@@ -121,11 +122,11 @@ def grouped(config: PretrainConfig, run: Path, store_path: Path) -> bool:
         return False
 
 
-def stored(path: Path) -> tuple[int, int]:
+def stored(path: Place) -> tuple[int, int]:
     """Bytes and rows of the store's newest version; zeros where there is none."""
     table = ImageTextStore(path)
     files = table.files() if table.exists() else []
-    return sum(Path(file).stat().st_size for file in files), sum(sum(row_group_sizes(file)) for file in files)
+    return sum(map(size_of, files)), sum(sum(row_group_sizes(file)) for file in files)
 
 
 def resumable(config: PretrainConfig, run: Path) -> Finding:

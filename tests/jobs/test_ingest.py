@@ -36,7 +36,6 @@ def test_a_file_is_what_it_says(file: Path) -> None:
     (["source.name=../up"], "source.name='../up' is not allowed: letters, digits"),
     (["source.image_colum=x"], "source.image_colum: unknown key; did you mean source.image_column?"),
     (["source.path=file:///tmp", "data.store=STORE"], "a file here is named by its plain path"),
-    (["source.path=FOLDER", "data.store=s3://bucket/store"], "data.store=s3://bucket/store: stores and task tables"),
 ])
 def test_a_mistake_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_text("{}")

@@ -1,72 +1,60 @@
-"""Files by path and by address: the same bytes, names, hashes and refusals.
-
-A local folder stands for the bucket here, behind pyarrow's file-system interface.
-"""
+"""Files by path and by address: the same bytes, names, hashes and refusals."""
 from __future__ import annotations
 
 import gzip
 from pathlib import Path
 
 import pytest
-from pyarrow import fs
 
 from pipelines.errors import UserError
+from pipelines.location import join
 from pipelines.sources import files
 from pipelines.sources.config import file_name
+from tests import s3_server
 from tests.pipelines.sources import layouts
 
-OPTIONS = "?region=eu-west-1&endpoint_override=127.0.0.1:9"
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a bucket that lies in <tmp_path>/bucket."""
-    (tmp_path / "bucket").mkdir()
-    plain = files.locate
-
-    def locate(place: str) -> tuple[fs.FileSystem, str]:
-        if not place.startswith("s3://"):
-            return plain(place)
-        return fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), place[5:].partition("?")[0]
-    monkeypatch.setattr(files, "locate", locate)
-    return f"s3://bucket{OPTIONS}"
+pytestmark = pytest.mark.xdist_group("s3")
 
 
 def test_an_address_gives_what_a_folder_gives(bucket: str, tmp_path: Path) -> None:
     found = layouts.pictures(3)
-    for p in found:
-        layouts.write(tmp_path / f"bucket/sub/{p.number}.jpg", p.image)
-    layouts.write(tmp_path / "bucket/notes.txt.gz", gzip.compress(b"words"))
-    here = str(tmp_path / "bucket")
+    for p, name in zip(found, ("1.jpg", "zwei und %20 ü.jpg", "3?.jpg"), strict=True):
+        layouts.write(tmp_path / "sub" / name, p.image)
+    layouts.write(tmp_path / "notes.txt.gz", gzip.compress(b"words"))
+    here = str(tmp_path)
+    s3_server.upload(tmp_path, bucket)
     listed = list(files.list_files(bucket))
     assert listed == list(files.list_files(here)) and [name for name, _ in listed] == [
-        "notes.txt.gz", "sub/1.jpg", "sub/2.jpg", "sub/3.jpg"]
+        "notes.txt.gz", "sub/1.jpg", "sub/3?.jpg", "sub/zwei und %20 ü.jpg"]
     assert files.hash_folder(bucket) == files.hash_folder(here)
-    name = files.join(bucket, "notes.txt.gz")
-    assert name == f"s3://bucket/notes.txt.gz{OPTIONS}" and file_name(name) == "notes.txt.gz"
-    assert files.hash_file(name) == files.hash_file(f"{here}/notes.txt.gz")
+    name = join(bucket, "notes.txt.gz")
+    assert file_name(f"{name}?region=x") == "notes.txt.gz" and files.hash_file(name) == files.hash_file(
+        f"{here}/notes.txt.gz")
     with files.open_file(name) as stream:
         assert stream.read() == b"words"
-    assert files.read_image(bucket, ["none.jpg", "sub/2.jpg"]) == found[1].image
+    for p, image in zip(found, ("1.jpg", "zwei und %20 ü.jpg", "3?.jpg"), strict=True):
+        assert files.read_image(bucket, ["none.jpg", f"sub/{image}"]) == p.image
+    assert files.is_folder(bucket) and files.is_folder(f"{bucket}/sub") and not files.is_folder(name)
     files.need_folder("source.path", bucket)
     files.need_file("source.path", name)
 
 
 def test_an_address_refuses_what_a_folder_refuses(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    layouts.write(tmp_path / "bucket/sub/large.jpg", b"x" * 101)
+    layouts.write(tmp_path / "here/sub/large.jpg", b"x" * 101)
     layouts.write(tmp_path / "secret.jpg", b"secret")
+    layouts.write(tmp_path / "here/empty.json", b"")
+    s3_server.upload(tmp_path, bucket)
     monkeypatch.setattr(files, "MAX_IMAGE_BYTES", 100)
-    for place in (bucket, str(tmp_path / "bucket")):
+    for place in (f"{bucket}/here", str(tmp_path / "here")):
         for name, reason in (("../secret.jpg", "unsafe name"), ("none.jpg", "missing file"), ("sub", "not a file"),
-                             ("sub/large.jpg", "too many bytes")):
+                             ("sub/large.jpg", "too many bytes"), ("sub/large.jpg/x.jpg", "missing file"),
+                             (f"{bucket}/secret.jpg", "unsafe name"), ("sub/\x00.jpg", "unsafe name")):
             with pytest.raises(files.Refused) as refused:
                 files.read_image(place, [name])
             assert refused.value.reason == reason
-    with pytest.raises(UserError, match="source.path=.* does not exist: name a folder that does"):
-        files.need_folder("source.path", files.join(bucket, "nowhere"))
-
-
-def test_an_address_that_nothing_serves_is_one_line() -> None:
-    for place in ("gopher://host/data", "file:///data"):
-        with pytest.raises(UserError, match=f"^{place}: this address cannot be used .*s3:// or gs:// is understood$"):
-            files.locate(place)
+        with pytest.raises(UserError, match="source.path=.* does not exist: name a folder that does"):
+            files.need_folder("source.path", join(place, "nowhere"))
+        with pytest.raises(UserError, match="source.path=.* is empty"):
+            files.need_file("source.path", join(place, "empty.json"))
+        with pytest.raises(UserError, match="source.path=.* is a folder"):
+            files.need_file("source.path", join(place, "sub"))

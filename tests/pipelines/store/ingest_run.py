@@ -51,7 +51,7 @@ def main(store: str, scenes: str, go: str, hook: str) -> None:
     while not Path(go).exists():
         time.sleep(0.001)
     start = time.monotonic()
-    report = stage.ingest_demo(DataConfig(source="scenes", scenes=int(scenes), scenes_val=8), Path(store))
+    report = stage.ingest_demo(DataConfig(source="scenes", scenes=int(scenes), scenes_val=8), store)
     print(report.added, time.monotonic() - start, flush=True)
 
 

@@ -262,8 +262,8 @@ def test_only_files_that_no_living_attempt_can_own_are_removed(tmp_path: Path) -
         for file in (ours, *dead, *alive):
             file.write_bytes(b"half a file")
         (store.path / LOCKS / "deadbeef.lock").touch()
-        with alone(store):
-            assert set(remove_orphans(store)) == set(dead)
+        with alone(store.path):
+            assert set(remove_orphans(store, store.path)) == set(dead)
         assert parquet_files(store.path) == before | {str(file) for file in (ours, *alive)}
     assert parquet_files(store.path) == before | {str(ours)}
 

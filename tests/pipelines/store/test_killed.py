@@ -21,16 +21,17 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 DRIVER = Path(__file__).parent / "ingest_run.py"
 
 
-def start(ray: ModuleType, store: Path, scenes: int, hook: str = "") -> subprocess.Popen[str]:
-    """A driver on the tests' cluster that is ready to ingest; the file <store>.go lets it."""
+def start(ray: ModuleType, store: str | Path, scenes: int, hook: str = "", go: Path | None = None
+          ) -> subprocess.Popen[str]:
+    """A driver on the tests' cluster that is ready to ingest; the file `go` (default: <store>.go) lets it."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    process = subprocess.Popen([sys.executable, str(DRIVER), str(store), str(scenes), f"{store}.go", hook],
+    process = subprocess.Popen([sys.executable, str(DRIVER), str(store), str(scenes), str(go or f"{store}.go"), hook],
                                text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
 
 
-def digest(store: Path) -> list[tuple[str, str]]:
+def digest(store: str | Path) -> list[tuple[str, str]]:
     """Every row of the store, by id, but for the batch it came with."""
     rows = [row for batch in ImageTextStore(store).iter_batches() for row in batch.to_pylist()]
     return sorted((row["sample_id"], hashlib.sha256(repr(sorted({**row, "batch_id": ""}.items())).encode()).hexdigest())

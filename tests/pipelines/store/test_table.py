@@ -53,12 +53,6 @@ def test_a_path_that_delta_would_misread_is_refused(tmp_path: Path) -> None:
         ImageTextStore(tmp_path / "50%20")
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/store", "gs://bucket/store", Path("s3://bucket/store")])
-def test_an_address_is_refused(address: str | Path) -> None:
-    with pytest.raises(ValueError, match="a store must be a folder"):
-        ImageTextStore(address)
-
-
 def test_rows_come_sorted_in_a_file_whole_and_in_bounded_batches(tmp_path: Path) -> None:
     store = ImageTextStore(tmp_path)
     table = rows([f"{i:03d}" for i in reversed(range(100))])
