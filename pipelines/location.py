@@ -171,6 +171,8 @@ def locate(place: str | Place) -> tuple[fs.FileSystem, str]:
 @lru_cache
 def _connect(bucket: str) -> fs.FileSystem:
     """One file system a bucket and process: making it takes time, and it holds the connections."""
+    if bucket.startswith("gs:") and "?" not in bucket:
+        bucket += "?retry_limit_seconds=60"  # by itself it tries for a quarter of an hour
     return fs.FileSystem.from_uri(bucket)[0]
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import UserError, is_users_mistake
-from pipelines.location import Place, fault
+from pipelines.location import Address, Place, fault
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -28,7 +28,7 @@ def told(error: Exception, folder: Place) -> str | None:
                     "and run the same command again")
         if number in _READ_ONLY and str(getattr(cause, "filename", "")).startswith(str(folder)):
             return f"{folder} cannot be written ({cause}): mend its permissions, or name another data.store"
-        if line := fault(cause, folder):
+        if isinstance(folder, Address) and (line := fault(cause, folder)):
             return line
         cause = cause.__cause__ or cause.__context__
     return None
