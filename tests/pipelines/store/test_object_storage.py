@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.config import DataConfig
 from pipelines.files import writing
-from pipelines.location import place_of, storage_options
+from pipelines.location import place_of
 from pipelines.store.attempts import file_name, remove_old
 from pipelines.store.ingest import ingest_demo
 from pipelines.store.schema import write_parquet
@@ -69,13 +69,9 @@ def test_racing_appends_all_land_and_one_of_the_same_batch(bucket: str, same: bo
     assert (len(found) == 1) if same else (sorted(found) == names)
 
 
-def test_a_commit_is_a_put_that_the_server_refuses_where_the_version_is_there(
-        bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the environment says of it."""
+def test_commits_stay_conditional_whatever_the_environment_says(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"AWS_CONDITIONAL_PUT": "disabled", "AWS_S3_ALLOW_UNSAFE_RENAME": "true"}.items():
         monkeypatch.setenv(name, value)
-    options = storage_options(place_of(f"{bucket}/store"))
-    assert options is not None and options["conditional_put"] == "etag"
     store = ImageTextStore(f"{bucket}/store")
     store.append([rows(["a"])], "one")
     assert store.append([rows(["b"])], "two") == 2 and sorted(ids_of(store)) == ["a", "b"]
