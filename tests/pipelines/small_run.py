@@ -33,7 +33,7 @@ def scene_rows(train: int, val: int) -> list[dict[str, Any]]:
     return [to_row(sample, "scenes", "b", DataConfig()) for part in range(source.parts) for sample in source.read(part)]
 
 
-def make_store(path: Path, rows: list[dict[str, Any]]) -> ImageTextStore:
+def make_store(path: str | Path, rows: list[dict[str, Any]]) -> ImageTextStore:
     """A store of these rows."""
     store = ImageTextStore(path)
     store.append([pa.Table.from_pylist(rows, schema=STORE_SCHEMA)], "b")

@@ -16,6 +16,7 @@ from pipelines.export import complete
 from pipelines.grouping import image_embedding
 from pipelines.grouping.image_embedding import embed_images
 from pipelines.grouping.samples import Samples
+from pipelines.location import place_of
 from pipelines.store.schema import STORE_SCHEMA
 from pipelines.store.table import ImageTextStore
 from tests.pipelines.small_run import make_run, make_store, scene_rows
@@ -66,6 +67,18 @@ def test_vectors_are_the_models_and_only_new_rows_are_made(root: Path, ray_local
     listing = json.loads((folder / f"v{store.version()}.json").read_text())
     assert (listing["rows"], listing["unreadable"], len(listing["files"])) == (9, 1, 2)
     assert np.array_equal(embed_images(export, second, 4, lambda *_: pytest.fail("embedded again")), more)
+
+
+@pytest.mark.xdist_group("s3")
+def test_a_store_at_an_address_has_its_embeddings_beside_it(root: Path, bucket: str, ray_local: ModuleType) -> None:
+    export, here = root / "run" / "export", ImageTextStore(root / "store")
+    there = make_store(f"{bucket}/store", [row for batch in here.iter_batches() for row in batch.to_pylist()])
+    samples = Samples.read(there, there.version(), "train")
+    vectors = embed_images(export, samples, 64)
+    np.testing.assert_allclose(vectors, embed_images(export, read(root, here.version()), 64), atol=1e-5)
+    kept = place_of(f"{bucket}/store.embeddings") / next((root / "store.embeddings").iterdir()).name
+    assert len(list(kept.glob("*.parquet"))) == 1 and len(list(kept.glob("v*.json"))) == 1
+    assert np.array_equal(embed_images(export, samples, 64, lambda *_: pytest.fail("embedded again")), vectors)
 
 
 def test_other_weights_have_their_own_embeddings(root: Path, ray_local: ModuleType) -> None:

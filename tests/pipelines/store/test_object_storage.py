@@ -78,14 +78,18 @@ def test_commits_stay_conditional_whatever_the_environment_says(bucket: str, mon
 
 
 @pytest.mark.parametrize("scenes", [(40, 40), (40, 60)])
-def test_racing_ingests_both_land_and_no_row_is_doubled(scenes: tuple[int, int], ray_local: ModuleType, bucket: str,
-                                                        tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [0, 10])
+def test_racing_ingests_both_land_and_no_row_is_doubled(scenes: tuple[int, int], there: int, ray_local: ModuleType,
+                                                        bucket: str, tmp_path: Path) -> None:
+    """Also where both have written files anew without the rows that were there before them."""
     place = f"{bucket}/store"
+    if there:
+        there = ingest_demo(DataConfig(source="scenes", scenes=there, scenes_val=8), place).added
     processes = [start(ray_local, place, count, "wait before append", tmp_path / "go") for count in scenes]
     (tmp_path / "go").touch()
     added = [int(process.communicate(timeout=200)[0].split()[0]) for process in processes]
     ids = [sample_id for sample_id, _ in digest(place)]
-    assert len(ids) == len(set(ids)) == sum(added) == max(scenes) + 8
+    assert len(ids) == len(set(ids)) == there + sum(added) == max(scenes) + 8
     assert parquet_files(place) == set(ImageTextStore(place).files())
 
 
