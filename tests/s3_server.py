@@ -98,5 +98,5 @@ def upload(folder: Path, address: str) -> str:
 def put(address: str, content: bytes) -> None:
     """Write an object under a key as it stands."""
     system, _ = fs.FileSystem.from_uri(f"s3://{BUCKET}")
-    with system.open_output_stream(address.removeprefix("s3://")) as stream:
+    with system.open_output_stream(address.removeprefix("s3://"), compression=None) as stream:
         stream.write(content)
