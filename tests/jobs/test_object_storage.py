@@ -35,7 +35,8 @@ def test_ingest_inspect_and_group(bucket: str, tmp_path: Path) -> None:
     assert done.returncode == 0 and f"{bucket}/store: was there already" in done.stdout, done.stderr
     done = run("ingest", *words, "source.name=other", folder=tmp_path, **s3_server.READER)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert f"{bucket}/store: access is denied: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be" in done.stderr
+    assert f"error: {bucket}/store/other-" in done.stderr
+    assert ".parquet: access is denied: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be keys that" in done.stderr
     assert ImageTextStore(f"{bucket}/store").count() == 30
 
     done = run("inspect", f"data.store={bucket}/store", folder=tmp_path, **s3_server.READER)
