@@ -54,7 +54,8 @@ def task_schema(task: str) -> pa.Schema:
 def read_task_table(folder: str | Place, columns: Sequence[str] | None = None, split: str | None = None
                     ) -> Iterator[pa.RecordBatch]:
     """The rows of a task table (of one split), in a fixed order; FileNotFoundError where there is none."""
-    manifests = sorted(place_of(folder).glob(f"*/{MANIFEST}"))
+    found: list[Place] = list(place_of(folder).glob(f"*/{MANIFEST}"))
+    manifests = sorted(found, key=lambda path: path.parent.name)
     if not manifests:
         raise FileNotFoundError(f"{folder}: there is no task table here; make one with jobs/ingest.py")
     for path in manifests:

@@ -36,9 +36,9 @@ def write_quarantine(store_path: str | Place, batch_id: str, tables: Sequence[pa
 def read_quarantine(store_path: str | Place, batch_id: str | None = None) -> pa.Table:
     """The refused records of one batch, or of all; empty where nothing was ever refused."""
     folder = quarantine_path(store_path)
-    files = sorted(folder.glob("*.parquet")) if batch_id is None else [folder / f"{batch_id}.parquet"]
+    files: list[Place] = list(folder.glob("*.parquet")) if batch_id is None else [folder / f"{batch_id}.parquet"]
     batches = []
-    for file in (file for file in files if file.exists()):
+    for file in (file for file in sorted(files, key=str) if file.exists()):
         with open_parquet(file) as opened:
             check_columns(opened.schema_arrow, QUARANTINE_SCHEMA, file)
         batches += list(iter_batches(file, QUARANTINE_SCHEMA.names, rows=1024))
