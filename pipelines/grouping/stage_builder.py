@@ -20,6 +20,7 @@ from pipelines.feed.stages import Stages
 from pipelines.files import write_atomically
 from pipelines.grouping.build import SPLIT, build_groups
 from pipelines.grouping.samples import Samples
+from pipelines.location import Place
 from pipelines.model_source import WEIGHTS
 from pipelines.store.table import ImageTextStore
 from pipelines.training import checkpoint
@@ -75,15 +76,16 @@ def build(job: TrainingJob, stages: Stages, stage: int) -> None:
     embeddings = _embed(Samples.read(store, job.store_version, SPLIT), model)
     groups = build_groups(config.groups, config.model.text, store, config.run.seed, stages.groups(stage), None,
                           job.store_version, model=model)
-    shutil.rmtree(embeddings)  # of use to nobody else: the model is one of many on the way
+    for file in embeddings:  # of use to nobody else: the model is one of many on the way
+        file.unlink(missing_ok=True)
     quality = groups.manifest["quality"]
     print(f"groups, stage {stage}: built anew in {time.monotonic() - began:.0f} s for the epochs from "
           f"{stage * stages.every} on; cosine in a group {quality['in_group']:.3f}, at random {quality['random']:.3f}",
           flush=True)
 
 
-def _embed(samples: Samples, model: Path) -> Path:
-    """The folder of the embeddings of `samples`, made by one actor that reserves nothing: training holds the CPUs."""
+def _embed(samples: Samples, model: Path) -> list[Place]:
+    """The files of the embeddings of `samples`, made by one actor that reserves nothing: training holds the CPUs."""
     from pipelines.grouping.image_embedding import Embedder, pieces_of
 
     every = pieces_of(model, samples)
@@ -94,7 +96,7 @@ def _embed(samples: Samples, model: Path) -> Path:
         if mistake:
             raise ValueError(mistake)
     ray.kill(actor)
-    return every[0].to.parent
+    return [piece.to for piece in every]
 
 
 def remove_old(job: TrainingJob, stages: Stages) -> None:
