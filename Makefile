@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain test chaos bench bench-full lint docs
+.PHONY: help setup pretrain tune test chaos bench bench-full lint docs
 
 # Without compiled bytecode every Ray process compiles its imports again: 12 s instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,6 +25,9 @@ setup: $(STAMP)  ## install everything into .venv (the other targets do so by th
 
 pretrain: $(STAMP)  ## pre-train the demo on the CPU or GPUs that are here; ARGS="key.sub=value ..."
 	.venv/bin/python jobs/pretrain.py $(ARGS)
+
+tune: $(STAMP)  ## search hyperparameters of the demo: 8 trials, two at a time; ARGS="tune.trials=16 ..."
+	.venv/bin/python jobs/tune.py $(ARGS)
 
 test: $(STAMP)  ## run the tests; ARGS="-k words" and the like go to pytest
 	.venv/bin/python -m pytest tests -m "not chaos and not full" -n 2 --dist loadgroup $(ARGS)

@@ -28,6 +28,8 @@ from pipelines.errors import FinalError, Preempted, UserError, is_users_mistake
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "jobs" / "configs"
+BASE = "base"
+"""Key of a YAML file that names another one, beside it, whose values it changes."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def _from_file(path: Path, schema: Mapping[str, Field], mistakes: list[str]) -> 
     """The values of a YAML file by dotted key."""
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
+        base = content.pop(BASE, None) if isinstance(content, dict) else None
     except FileNotFoundError:
         others = ", ".join(sorted(_short(other) for other in CONFIGS.glob("*.yaml")))
         mistakes.append(f"--config {path}: the file does not exist (the project brings {others})")
@@ -147,7 +150,8 @@ def _from_file(path: Path, schema: Mapping[str, Field], mistakes: list[str]) -> 
         mistakes.append(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}")
     else:
         if isinstance(content, dict):
-            return _flatten(content, "", schema, mistakes)
+            below = _from_file(path.parent / str(base), schema, mistakes) if base else {}
+            return below | _flatten(content, "", schema, mistakes)
         mistakes.append(f"--config {path}: expected sections of keys, not a list")
     return {}
 
@@ -158,7 +162,7 @@ def _from_assignments(words: list[str], schema: Mapping[str, Field], mistakes: l
     for word in words:
         key, _, text = word.partition("=")
         value: Any = text
-        if key in schema and (schema[key].is_section or typing.get_origin(schema[key].type) is tuple
+        if key in schema and (schema[key].is_section or typing.get_origin(schema[key].type) in (tuple, dict)
                               or schema[key].type is Any):
             try:
                 value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore
@@ -269,7 +273,9 @@ def _is_list(value: object) -> bool:
 
 def show_value(value: object) -> str:
     """A value as it would be typed on the command line."""
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {show_value(below)}" for key, below in value.items()) + "}"
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(map(show_value, value)) + "]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 

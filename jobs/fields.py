@@ -57,6 +57,8 @@ def legal_values(kind: Any) -> str:
         example = {int: "[1, 2]", float: "[0.1, 0.2]", bool: "[true, false]", str: "[a, b]"}[arguments[0]]
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
         return f"a list of {count}{plural} such as {example}"
+    if typing.get_origin(kind) is dict:
+        return "keys with a value each, such as {train.lr: {uniform: [0.1, 0.2]}}"
     return "a section of keys" if dataclasses.is_dataclass(kind) else words[kind]
 
 
@@ -68,10 +70,10 @@ def _classes(module: str) -> dict[str, ast.ClassDef]:
 
 def _meanings(root: type[Any]) -> dict[str, str]:
     """The string literal below each annotated field of the class, whitespace normalised."""
-    body = _classes(root.__module__)[root.__name__].body
+    bodies = [_classes(cls.__module__)[cls.__name__].body for cls in root.__mro__ if dataclasses.is_dataclass(cls)]
     return {
         field.target.id: " ".join(below.value.value.split())
-        for field, below in zip(body, body[1:], strict=False)
+        for body in bodies for field, below in zip(body, body[1:], strict=False)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
     }

@@ -28,9 +28,14 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def text_of(config: PretrainConfig) -> str:
+    """The configuration as YAML, complete."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
 def save_config(config: PretrainConfig, run: Path) -> None:
     """Write config.yaml, complete."""
-    write_atomically(run / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
+    write_atomically(run / "config.yaml", text_of(config).encode())
 
 
 def load_config(run: Path) -> PretrainConfig:

@@ -1,0 +1,134 @@
+"""What a sweep leaves: best.yaml, trials.parquet and trials.csv, TensorBoard's HParams, report.html; and what it tells.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.config import PretrainConfig
+from pipelines.files import write_atomically
+from pipelines.report.summary import REPORT, program
+from pipelines.resume import text_of
+from pipelines.tuning.config import TuneConfig
+from pipelines.tuning.search import measures_of
+from pipelines.tuning.space import Space
+from pipelines.tuning.trials import Trial, best
+
+BEST = "best.yaml"
+SHOWN = 10
+
+
+def complete(sweep: Path) -> bool:
+    """Whether a launch has written everything; the report comes last."""
+    return (sweep / REPORT).exists()
+
+
+def write_results(config: TuneConfig, space: Space, sweep: Path, trials: Sequence[Trial]) -> None:
+    """Write all result files anew from the trials."""
+    from pipelines.report.sweep_page import write_sweep_report  # late: matplotlib takes a second to import
+
+    (sweep / REPORT).unlink(missing_ok=True)
+    chosen = best(trials, config.tune.metric)
+    if chosen:
+        write_atomically(sweep / BEST, text_of(best_config(config, space, chosen)).encode())
+    write_tables(config, sweep, trials)
+    write_hparams(config, sweep, trials)
+    write_sweep_report(config, space, sweep, trials)
+
+
+def best_config(config: TuneConfig, space: Space, trial: Trial) -> PretrainConfig:
+    """The configuration of a trial under a name of its own, where the sweep's runs lie."""
+    found = space.configure(trial.point)
+    return replace(found, run=replace(config.run, name=f"{config.run.name}-best", takeover=False))
+
+
+def rows(config: TuneConfig, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """A flat row a trial; values that are lists are told as JSON."""
+    measures = measures_of(config.tune)
+    return [{"trial": trial.name, "status": trial.status, "step": trial.step, "seconds": trial.seconds,
+             **{key: flat(trial.point[key]) for key in config.tune.space},
+             **{name: trial.values.get(name) for name in measures}, "why": trial.why} for trial in trials]
+
+
+def flat(value: Any) -> Any:
+    """A value as it stands in a table."""
+    return json.dumps(value) if isinstance(value, list | tuple) else value
+
+
+def write_tables(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> None:
+    """trials.parquet and trials.csv: the same rows."""
+    import pyarrow as pa
+
+    from pipelines.store.schema import write_parquet
+
+    table = rows(config, trials)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(table[0]))
+    writer.writeheader()
+    writer.writerows(table)
+    write_atomically(sweep / "trials.csv", text.getvalue().encode())
+    write_parquet(pa.Table.from_pylist(table), sweep / "trials.parquet")
+
+
+def write_hparams(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> None:
+    """tensorboard/<trial>: each ended trial's hyperparameters and measures for TensorBoard's HParams."""
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
+    folder = sweep / "tensorboard"
+    shutil.rmtree(folder, ignore_errors=True)
+    for trial in trials:
+        if not trial.values:
+            continue
+        board = SummaryWriter(str(folder / trial.name))
+        values = {key: flat(value) for key, value in trial.point.items()}
+        for summary in hparams(values, {f"trial/{name}": value for name, value in trial.values.items()}):
+            board.file_writer.add_summary(summary)
+        for name, value in trial.values.items():
+            board.add_scalar(f"trial/{name}", value, trial.step)
+        board.close()
+
+
+def print_results(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> None:
+    """The best trials, the best configuration, and what to do with it."""
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(_table(config, trials))
+    chosen = best(trials, config.tune.metric)
+    if chosen:
+        changed = "\n".join(f"  {key}: {json.dumps(value)}" for key, value in chosen.point.items())
+        console.print(f"best: {chosen.name}, {config.tune.metric} {chosen.values[config.tune.metric]:.4f}\n{changed}",
+                      highlight=False)
+        console.print(f"the whole configuration: {sweep / BEST}; train it again: {program('python')} jobs/pretrain.py "
+                      f"--config {sweep / BEST}", soft_wrap=True)
+    console.print(f"all trials: {sweep / REPORT} (for any browser), trials.csv and trials.parquet beside it; "
+                  f"{program('tensorboard')} --logdir {sweep}", soft_wrap=True)
+
+
+def _table(config: TuneConfig, trials: Sequence[Trial]) -> Table:
+    measures = measures_of(config.tune)
+    count = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
+    table = Table(title=f"{config.run.name}: {len(trials)} trials, " + ", ".join(
+        f"{number} {status}" for status, number in count.items() if number), title_justify="left")
+    for column in ("trial", "status", "step", *measures, *config.tune.space):
+        table.add_column(column)
+    ordered = sorted(trials, key=lambda trial: (trial.status != "finished",
+                                                -trial.values.get(config.tune.metric, float("-inf"))))
+    for trial in ordered[:SHOWN]:
+        table.add_row(trial.name, trial.status, str(trial.step),
+                      *(f"{trial.values[name]:.4f}" if name in trial.values else "" for name in measures),
+                      *(short(trial.point[key]) for key in config.tune.space))
+    return table
+
+
+def short(value: object) -> str:
+    """A value as short as it can be told."""
+    return f"{value:.3g}" if isinstance(value, float) else str(flat(value))

@@ -1,0 +1,128 @@
+"""The whole way of one launch of a sweep: check, take the lease, plan trials, let Ray Tune run them, write results."""
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from cluster import nodes
+from cluster.connection import connect
+from pipelines.errors import FinalError, Preempted
+from pipelines.finding import demand
+from pipelines.places import run_folder, store_folder
+from pipelines.store.table import ImageTextStore
+from pipelines.training import machine, preflight
+from pipelines.training.data_pin import DataPin, pinned
+from pipelines.training.lease import Lease, check_free
+from pipelines.training.preemption import AGAIN
+from pipelines.tuning.checks import checked_space, room
+from pipelines.tuning.config import TuneConfig
+from pipelines.tuning.planner import Planner
+from pipelines.tuning.results import complete, print_results, write_results
+from pipelines.tuning.resume import check_resumable, save_sweep
+
+
+def tune(config: TuneConfig, root: Path) -> None:
+    """Run the sweep that `config` describes from wherever it stands.
+
+    Raises UserError for whatever the user can mend, before anything heavy starts; FinalError where a trial did not
+    end, or none has finished.
+    """
+    folder = run_folder(config, root)
+    space = checked_space(config)
+    check_resumable(config, folder)
+    planner = Planner(config, space, folder)
+    if planner.done() and complete(folder):
+        print(f"sweep {config.run.name} is finished already: {len(planner.trials())} trials; raise tune.trials for "
+              "more, or another run.name searches anew")
+        print_results(config, folder, planner.trials())
+        return
+    check_free(folder, config.run.takeover)
+    _demand_here(config, folder, root)
+    with Lease(folder, takeover=config.run.takeover), preempted():
+        save_sweep(config, folder)
+        connect()
+        listen()
+        _demand_cluster(config)
+        planner.data = _data(config, folder, root)
+        from pipelines.tuning.tuner import run_trials
+        run_trials(config, planner, folder)
+        write_results(config, space, folder, planner.trials())
+        print_results(config, folder, planner.trials())
+    _say_what_is_missing(folder, planner)
+
+
+def _demand_here(config: TuneConfig, folder: Path, root: Path) -> None:
+    shared = config.shared()
+    local = [] if os.environ.get("RAY_ADDRESS") else [
+        room(config, os.cpu_count() or 1, _gpus(config), "this machine's")]
+    demand(preflight.store(shared, store_folder(config.data, root)), *preflight.here(shared), *local)
+    model, _ = preflight.model(shared)
+    demand(model, preflight.writable(folder))
+
+
+def _gpus(config: TuneConfig) -> int:
+    if config.scaling.device != "gpu":
+        return 0
+    import torch
+    return torch.cuda.device_count()
+
+
+def _demand_cluster(config: TuneConfig) -> None:
+    have = nodes.resources()
+    demand(room(config, have.cpus, have.gpus, "the cluster's"), machine.device(config, have.gpus))
+
+
+def _data(config: TuneConfig, folder: Path, root: Path) -> DataPin:
+    """The store, built where it is the missing default one, and the version that all trials train on."""
+    path = store_folder(config.data, root)
+    store = ImageTextStore(path)
+    if not store.exists():
+        from pipelines.report.stages import StageProgress
+        from pipelines.store.ingest import ingest_demo
+        print(f"store: building {path}", flush=True)
+        ingest_demo(config.data, path, StageProgress())
+        demand(preflight.store(config.shared(), path))
+    return pinned(folder, path, store.version(), path)
+
+
+def _say_what_is_missing(folder: Path, planner: Planner) -> None:
+    trials = planner.trials()
+    undone = [trial.name for trial in trials if trial.status == "open"]
+    if undone:
+        raise FinalError(f"{len(undone)} of {len(trials)} trials did not end ({', '.join(undone)}): see their logs in "
+                         f"{folder / 'trials'}; {AGAIN} to go on with them")
+    if not any(trial.status == "finished" for trial in trials):
+        raise FinalError(f"no trial has finished: {next((t.why for t in trials if t.why), 'all were stopped early')}; "
+                         f"see {folder / 'trials'}")
+
+
+def listen() -> None:
+    """Take SIGTERM, again where Ray has put its own handler in place; only the main thread can."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Preempted(f"preempted: trials go on from their newest checkpoints; {AGAIN}")
+
+
+@contextmanager
+def preempted() -> Iterator[None]:
+    """Inside the block SIGTERM ends the sweep with exit code 75."""
+    before = signal.getsignal(signal.SIGTERM)
+    listen()
+    try:
+        yield
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:  # Ray's handler, while it starts
+            raise
+        raise Preempted(f"preempted: {AGAIN}") from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
