@@ -18,6 +18,9 @@ from pipelines.tuning.trials import Trial
 TRIES = 2000
 """Draws in a row without a new legal point after which the space counts as used up."""
 
+ASKS = 50
+"""Points that TPE is asked for before one is drawn at random instead."""
+
 Legal = Callable[[Point], bool]
 """Whether a point may become a trial."""
 
@@ -60,7 +63,7 @@ def _tpe(space: Space, settings: TuneSettings, seed: int, trials: Sequence[Trial
     sampler = optuna.samplers.TPESampler(seed=seed + len(trials), constant_liar=True, n_startup_trials=max(
         4, min(10, settings.trials // 3)))
     study = study_of(space, settings, trials, sampler)
-    for _ in range(TRIES):
+    for _ in range(ASKS):
         asked = study.ask(distributions(space))
         point = decoded(space, asked.params)
         if legal(point):
