@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from cluster.connection import connect
 from pipelines.errors import FinalError, Preempted
 from pipelines.finding import demand
 from pipelines.places import run_folder, store_folder
+from pipelines.report.summary import REPORT
 from pipelines.store.table import ImageTextStore
 from pipelines.training import machine, preflight
 from pipelines.training.data_pin import DataPin, pinned
@@ -24,6 +25,7 @@ from pipelines.tuning.config import TuneConfig
 from pipelines.tuning.planner import Planner
 from pipelines.tuning.results import complete, print_results, write_results
 from pipelines.tuning.resume import check_resumable, save_sweep
+from pipelines.tuning.trials import Trial
 
 
 def tune(config: TuneConfig, root: Path) -> None:
@@ -36,24 +38,32 @@ def tune(config: TuneConfig, root: Path) -> None:
     space = checked_space(config)
     check_resumable(config, folder)
     planner = Planner(config, space, folder)
-    if planner.done() and complete(folder):
+    done = planner.done()
+    if done and complete(folder):
         print(f"sweep {config.run.name} is finished already: {len(planner.trials())} trials; raise tune.trials for "
               "more, or another run.name searches anew")
         print_results(config, folder, planner.trials())
         return
     check_free(folder, config.run.takeover)
-    _demand_here(config, folder, root)
+    if not done:
+        _demand_here(config, folder, root)
     with Lease(folder, takeover=config.run.takeover), preempted():
         save_sweep(config, folder)
-        connect()
-        listen()
-        _demand_cluster(config)
-        planner.data = _data(config, folder, root)
-        from pipelines.tuning.tuner import run_trials
-        run_trials(config, planner, folder)
+        if not done:
+            _train(config, planner, folder, root)
         write_results(config, space, folder, planner.trials())
         print_results(config, folder, planner.trials())
-    _say_what_is_missing(folder, planner)
+    _say_what_is_missing(folder, planner.trials())
+
+
+def _train(config: TuneConfig, planner: Planner, folder: Path, root: Path) -> None:
+    connect()
+    listen()
+    _demand_cluster(config)
+    (folder / REPORT).unlink(missing_ok=True)
+    planner.data = _data(config, folder, root)
+    from pipelines.tuning.tuner import run_trials  # late: Ray Tune takes seconds to import
+    run_trials(config, planner, folder)
 
 
 def _demand_here(config: TuneConfig, folder: Path, root: Path) -> None:
@@ -90,8 +100,7 @@ def _data(config: TuneConfig, folder: Path, root: Path) -> DataPin:
     return pinned(folder, path, store.version(), path)
 
 
-def _say_what_is_missing(folder: Path, planner: Planner) -> None:
-    trials = planner.trials()
+def _say_what_is_missing(folder: Path, trials: Sequence[Trial]) -> None:
     undone = [trial.name for trial in trials if trial.status == "open"]
     if undone:
         raise FinalError(f"{len(undone)} of {len(trials)} trials did not end ({', '.join(undone)}): see their logs in "

@@ -18,7 +18,7 @@ import ray
 from ray import tune
 
 from cluster.paths import REPOSITORY
-from pipelines.tuning.objective import reports
+from pipelines.tuning.objective import Report, reports
 
 LOOK_S = 0.5
 STOP_S = 120.0
@@ -44,12 +44,11 @@ class TrialRun(tune.Trainable):
     """Each `step` waits for the next validation, the last one for the end of the run."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start the launch."""
+        """Start the launch, unless the run was finished when the sweep was killed."""
         self._launch: Launch = config["launch"]
         self._reported = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        if not self._new_reports():
-            self._process = self._start()
+        finished = any(report.final for report in self._new_reports())
+        self._process = None if finished else self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
@@ -62,7 +61,7 @@ class TrialRun(tune.Trainable):
                 [sys.executable, "-m", "pipelines.tuning.tied", str(os.getpid()), *command], cwd=REPOSITORY,
                 env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
-    def _new_reports(self) -> list[Any]:
+    def _new_reports(self) -> list[Report]:
         return [report for report in reports(Path(self._launch.run), self._launch.measures)
                 if report.step > self._reported]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.e2e import sweeps
 from tests.e2e.conftest import REPOSITORY, Finished, Jobs
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -50,13 +51,14 @@ def head(jobs: Jobs, tiny: Finished) -> Iterator[tuple[str, dict[str, str]]]:
             process.kill()
 
 
-def submit(dashboard: str, environment: dict[str, str], *keys: str) -> subprocess.CompletedProcess[str]:
+def submit(dashboard: str, environment: dict[str, str], *keys: str,
+           job: str = "pretrain") -> subprocess.CompletedProcess[str]:
     deadline = time.monotonic() + 90
     while True:
         result = subprocess.run(
             [RAY, "job", "submit", "--address", dashboard, "--working-dir", str(REPOSITORY), "--", "python",
-             "jobs/pretrain.py", "--config", "tests/e2e/tiny.yaml", *keys],
-            env=environment, capture_output=True, text=True, timeout=240)
+             f"jobs/{job}.py", "--config", "tests/e2e/tiny.yaml", *keys],
+            env=environment, capture_output=True, text=True, timeout=400)
         said = result.stderr + result.stdout
         starting = "Failed to connect to Ray" in said or "No available agent" in said
         if not starting or time.monotonic() > deadline:
@@ -73,3 +75,18 @@ def test_a_submitted_job_trains_below_home_and_exits_truthfully(head, jobs: Jobs
     mistake = submit(dashboard, environment, f"data.store={jobs.store}", "train.max_step=3")
     assert mistake.returncode != 0
     assert "did you mean train.max_steps?" in mistake.stdout and "Traceback" not in mistake.stdout
+
+
+@pytest.mark.chaos
+def test_a_submitted_sweep_trains_and_a_second_submission_continues_it(head, jobs: Jobs):
+    dashboard, environment = head
+    keys = (f"data.store={jobs.store}", "run.name=sweep", "tune.space={train.lr: {choice: [1e-3, 3e-3, 1e-4]}}",
+            *sweeps.KEYS, "tune.concurrent=1")
+    done = submit(dashboard, environment, *keys, "tune.trials=1", job="tune")
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = jobs.home / "ashnets" / "runs" / "sweep"
+    first = sweeps.assert_each_trial_once(sweep, 1)
+    again = submit(dashboard, environment, *keys, "tune.trials=2", job="tune")
+    assert again.returncode == 0, again.stdout + again.stderr
+    both = sweeps.assert_each_trial_once(sweep, 2)
+    assert both["trial-0000"] == first["trial-0000"] and "trial-0000 starts" not in again.stdout

@@ -57,7 +57,8 @@ def test_the_best_yaml_repeats_the_trial_to_the_digit(swept: Swept, jobs: Jobs) 
 
     def values(run: Path) -> list[dict]:
         timed = ("samples_per_s", "data_wait_share", "attempt")
-        return [{key: value for key, value in line.items() if key not in timed} for line in lines(run / "metrics.jsonl")]
+        return [{key: value for key, value in line.items() if key not in timed}
+                for line in lines(run / "metrics.jsonl")]
     assert values(jobs.storage / "swept-best") == values(swept.folder / "trials" / best)
 
 
