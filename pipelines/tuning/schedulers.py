@@ -58,6 +58,9 @@ class Asha(_Remembering, ASHAScheduler):
 class Median(_Remembering, MedianStoppingRule):
     """Stops what is worse at its best than the median of the others' means."""
 
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Nothing: the last result was told already, and that of a failed trial holds no measure."""
+
     def _on_insufficient_samples(self, controller: Any, trial: Any, time: float) -> str:
         return str(TrialScheduler.CONTINUE)  # Tune would pause the trial: starting it again costs more than training on
 

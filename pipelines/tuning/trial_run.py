@@ -66,7 +66,7 @@ class TrialRun(tune.Trainable):
                 if report.step > self._reported]
 
     def step(self) -> dict[str, Any]:
-        """The next report; `final` with the last one, `failed` where the trial can never have one."""
+        """The next report, `final` with the last one; where there is none, `why`, and whether the trial has `failed`."""
         while True:
             code = self._process.poll() if self._process else 0
             new = self._new_reports()
@@ -78,11 +78,14 @@ class TrialRun(tune.Trainable):
             time.sleep(LOOK_S)
 
     def _without_result(self, code: int) -> dict[str, Any]:
-        """The launch has ended without a final report: for good, or to be tried again by Tune, which an error asks for.
+        """The launch has ended without a final report.
+
+        What comes again after every restart is the trial's result. What a person can mend, such as a full disk, leaves
+        it open for the next launch of the sweep. Everything else Tune tries again, which an exception asks for.
         """
         mistakes = [line.removeprefix("error: ") for line in _tail(self._launch.log) if line.startswith("error: ")]
         if code in (1, 2) and mistakes:
-            return {"step": self._reported, "failed": "; ".join(mistakes), "done": True}
+            return {"step": self._reported, "why": "; ".join(mistakes), "failed": code == 1, "done": True}
         raise RuntimeError(f"the launch ended with code {code} before its run was finished: see {self._launch.log}")
 
     def cleanup(self) -> None:

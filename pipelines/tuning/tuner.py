@@ -23,7 +23,7 @@ from pipelines.tuning.results import short
 from pipelines.tuning.schedulers import scheduler
 from pipelines.tuning.search import measures_of
 from pipelines.tuning.trial_run import AS_THE_SWEEP, Launch, TrialRun
-from pipelines.tuning.trials import Journal, Trial, run_of
+from pipelines.tuning.trials import Journal, Status, Trial, run_of
 
 ATTEMPTS = 3
 """Further attempts of a trial in one launch after its actor or its driver has died."""
@@ -80,17 +80,21 @@ class Record(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         """A trial has measured something."""
-        if "failed" not in result:
+        if "why" not in result:
             self._say(trial, f"step {result['step']}: " + self._values(result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial has ended for good."""
+        """A trial has ended: for good, unless a person can mend what ended it."""
         last = trial.last_result
-        status = "failed" if "failed" in last else "finished" if last["final"] else "stopped"
+        why = f": {last['why']}" if "why" in last else ""
+        if why and not last["failed"]:
+            self._say(trial, f"did not end{why}")
+            return
+        status: Status = "failed" if why else "finished" if last["final"] else "stopped"
         values = {name: last[name] for name in self._measures if name in last}
-        self._journal.ended(Trial(trial.config["name"], {}, status, last["step"], values,  # type: ignore[arg-type]
-                                  round(last["time_total_s"], 1), last.get("failed", "")))
-        self._say(trial, f"{status} at step {last['step']}" + (f": {last['failed']}" if status == "failed" else ""))
+        self._journal.ended(Trial(trial.config["name"], {}, status, last["step"], values,
+                                  round(last["time_total_s"], 1), last.get("why", "")))
+        self._say(trial, f"{status} at step {last['step']}{why}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial has died too often for this launch."""
@@ -107,7 +111,7 @@ class Record(Callback):
 def run_trials(config: TuneConfig, planner: Planner, sweep: Path) -> None:
     """Run all open and further trials; returns when each has ended, or has died too often."""
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-                   "RAY_AIR_NEW_OUTPUT": "1", "TUNE_MAX_PENDING_TRIALS_PG": str(config.tune.concurrent)}
+                   "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_MAX_PENDING_TRIALS_PG": str(config.tune.concurrent)}
     for left_by_a_killed_driver in sweep.glob("ray-tune-*"):
         shutil.rmtree(left_by_a_killed_driver, ignore_errors=True)
     trials = planner.trials()
