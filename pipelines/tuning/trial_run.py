@@ -66,7 +66,7 @@ class TrialRun(tune.Trainable):
                 if report.step > self._reported]
 
     def step(self) -> dict[str, Any]:
-        """The next report, `final` with the last one; where there is none, `why`, and whether the trial has `failed`."""
+        """The next report, the last one `final`; where there is none, `why`, and whether the trial has `failed`."""
         while True:
             code = self._process.poll() if self._process else 0
             new = self._new_reports()
