@@ -5,6 +5,7 @@ could be torn.
 """
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig
+from ray.tune import Callback, CheckpointConfig, FailureConfig, PlacementGroupFactory, RunConfig
 from ray.tune.search import Searcher
 
 from pipelines.tuning.checks import grace_steps, total_steps
@@ -111,7 +112,9 @@ class Record(Callback):
 def run_trials(config: TuneConfig, planner: Planner, sweep: Path) -> None:
     """Run all open and further trials; returns when each has ended, or has died too often."""
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-                   "TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_MAX_PENDING_TRIALS_PG": str(config.tune.concurrent)}
+                   "TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0",
+                   "TUNE_MAX_PENDING_TRIALS_PG": str(config.tune.concurrent)}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what has become of a trial is ours to tell
     for left_by_a_killed_driver in sweep.glob("ray-tune-*"):
         shutil.rmtree(left_by_a_killed_driver, ignore_errors=True)
     trials = planner.trials()
@@ -128,6 +131,7 @@ def run_trials(config: TuneConfig, planner: Planner, sweep: Path) -> None:
                 trial_dirname_creator=lambda trial: trial.config["name"]),
             run_config=RunConfig(name="tune", storage_path=disposable, verbose=0,
                                  failure_config=FailureConfig(max_failures=ATTEMPTS),
+                                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                                  callbacks=[Record(sweep, measures)]),
         ).fit()
     finally:
