@@ -40,7 +40,12 @@ class _Remembering:
         super().on_trial_add(controller, trial)  # type: ignore[misc]
         known = self._known.get(trial.config["name"])
         for report in known.reports if known else ():
-            self.on_trial_result(controller, trial, {"step": report.step, **report.values})
+            self._last[trial.config["name"]] = report.step
+            self.tell(trial, {"step": report.step, **report.values})
+
+    def tell(self, trial: Any, result: dict[str, Any]) -> None:
+        """Take in a report of an earlier launch, about which was decided then."""
+        super().on_trial_result(None, trial, result)  # type: ignore[misc]
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What to do with the trial."""
@@ -57,6 +62,10 @@ class Asha(_Remembering, ASHAScheduler):
 
 class Median(_Remembering, MedianStoppingRule):
     """Stops what is worse at its best than the median of the others' means."""
+
+    def tell(self, trial: Any, result: dict[str, Any]) -> None:
+        """Take in a report of an earlier launch: only what a trial has measured counts, not when the others came."""
+        self._results[trial].append(result)
 
     def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Nothing: the last result was told already, and that of a failed trial holds no measure."""
