@@ -28,8 +28,6 @@ def importance(space: Space, settings: TuneSettings, trials: Sequence[Trial]) ->
     Trials that were stopped early are compared with the others at the last step that all of them have reached, which
     is fairer than to leave them out, or to hold an early value against a late one.
     """
-    import optuna
-
     metric = settings.metric
     told = [trial for trial in trials if any(metric in report.values for report in trial.reports)]
     if len(told) < FEWEST:
@@ -40,6 +38,8 @@ def importance(space: Space, settings: TuneSettings, trials: Sequence[Trial]) ->
           for trial in told]
     if len({trial.values[metric] for trial in at}) == 1:
         return None
+    import optuna
+
     study = study_of(space, replace(settings, against=""), at)
     shares = optuna.importance.get_param_importances(
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))

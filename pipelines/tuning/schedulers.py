@@ -15,7 +15,7 @@ from pipelines.tuning.trials import Trial
 
 
 class Told:
-    """A trial of an earlier launch, as far as a scheduler looks at trials."""
+    """A trial as far as a scheduler looks at trials: the same one in every launch, whatever Tune makes of it."""
 
     def __init__(self, name: str) -> None:
         self.trial_id = name
@@ -25,35 +25,47 @@ class Told:
 class _Remembering:
     """Mixed into a scheduler of Tune: each step of a trial counts once, whoever tells it, in whichever launch."""
 
-    _known: dict[str, Trial]
-    _last: dict[str, int]
+    _known: dict[str, tuple[Told, int]]
+    """Each trial by its name, and its last step that was told."""
 
     def remember(self, trials: Sequence[Trial]) -> None:
-        """Tell the reports of earlier launches: of ended trials now, of those that go on when Tune adds them."""
-        self._known, self._last = {trial.name: trial for trial in trials}, {}
+        """Tell the reports of earlier launches, about which was decided then."""
+        self._known = {}
         for trial in trials:
-            if trial.status in ("finished", "stopped"):
-                self.on_trial_add(None, Told(trial.name))
+            told = self._told(Told(trial.name))
+            for report in trial.reports:
+                self.tell(told, {"step": report.step, **report.values})
+                self._known[trial.name] = (told, report.step)
+
+    def _told(self, trial: Any) -> Told:
+        name = trial.config["name"]
+        if name not in self._known:
+            told = Told(name)
+            self._known[name] = (told, -1)
+            super().on_trial_add(None, told)  # type: ignore[misc]
+        return self._known[name][0]
+
+    def tell(self, told: Told, result: dict[str, Any]) -> None:
+        """Take in a report of an earlier launch."""
+        super().on_trial_result(None, told, result)  # type: ignore[misc]
 
     def on_trial_add(self, controller: Any, trial: Any) -> None:
         """A trial has come, maybe with a past."""
-        super().on_trial_add(controller, trial)  # type: ignore[misc]
-        known = self._known.get(trial.config["name"])
-        for report in known.reports if known else ():
-            self._last[trial.config["name"]] = report.step
-            self.tell(trial, {"step": report.step, **report.values})
-
-    def tell(self, trial: Any, result: dict[str, Any]) -> None:
-        """Take in a report of an earlier launch, about which was decided then."""
-        super().on_trial_result(None, trial, result)  # type: ignore[misc]
+        self._told(trial)
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """What to do with the trial."""
-        name, step = trial.config["name"], result["step"]
-        if step <= self._last.get(name, -1):
+        told, step = self._told(trial), result["step"]
+        if step <= self._known[told.trial_id][1]:
             return str(TrialScheduler.CONTINUE)
-        self._last[name] = step
-        return str(super().on_trial_result(controller, trial, result))  # type: ignore[misc]
+        self._known[told.trial_id] = (told, step)
+        return str(super().on_trial_result(controller, told, result))  # type: ignore[misc]
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Nothing: the last result was told already, and that of a failed trial holds no measure."""
+
+    def on_trial_remove(self, controller: Any, trial: Any) -> None:
+        """Nothing: what the trial has measured still counts."""
 
 
 class Asha(_Remembering, ASHAScheduler):
@@ -63,12 +75,9 @@ class Asha(_Remembering, ASHAScheduler):
 class Median(_Remembering, MedianStoppingRule):
     """Stops what is worse at its best than the median of the others' means."""
 
-    def tell(self, trial: Any, result: dict[str, Any]) -> None:
-        """Take in a report of an earlier launch: only what a trial has measured counts, not when the others came."""
-        self._results[trial].append(result)
-
-    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Nothing: the last result was told already, and that of a failed trial holds no measure."""
+    def tell(self, told: Told, result: dict[str, Any]) -> None:
+        """Take in a report of an earlier launch, without a decision: a trial cannot be stopped twice."""
+        self._results[told].append(result)
 
     def _on_insufficient_samples(self, controller: Any, trial: Any, time: float) -> str:
         return str(TrialScheduler.CONTINUE)  # Tune would pause the trial: starting it again costs more than training on
