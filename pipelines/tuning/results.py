@@ -82,7 +82,6 @@ def write_tables(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> No
 def write_hparams(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> None:
     """tensorboard/<trial>: each ended trial's hyperparameters and measures for TensorBoard's HParams."""
     from torch.utils.tensorboard import SummaryWriter
-    from torch.utils.tensorboard.summary import hparams
 
     folder = sweep / "tensorboard"
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,10 +90,8 @@ def write_hparams(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> N
             continue
         board = SummaryWriter(str(folder / trial.name))
         values = {key: flat(value) for key, value in trial.point.items()}
-        for summary in hparams(values, {f"trial/{name}": value for name, value in trial.values.items()}):
-            board.file_writer.add_summary(summary)
-        for name, value in trial.values.items():
-            board.add_scalar(f"trial/{name}", value, trial.step)
+        board.add_hparams(values, {f"trial/{name}": value for name, value in trial.values.items()}, run_name=".",
+                          global_step=trial.step)
         board.close()
 
 

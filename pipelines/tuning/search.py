@@ -110,8 +110,9 @@ def distributions(space: Space) -> dict[str, Any]:
         if domain.listed:
             found[key] = CategoricalDistribution([json.dumps(value) for value in domain.values])
         else:
+            low, high = domain.values
             kind = IntDistribution if domain.whole else FloatDistribution
-            found[key] = kind(*domain.values, log=domain.kind == "loguniform")
+            found[key] = kind(low, high, log=domain.kind == "loguniform")
     return found
 
 

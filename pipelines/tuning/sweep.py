@@ -97,7 +97,7 @@ def _data(config: TuneConfig, folder: Path, root: Path) -> DataPin:
         print(f"store: building {path}", flush=True)
         ingest_demo(config.data, path, StageProgress())
         demand(preflight.store(config.shared(), path))
-    return pinned(folder, path, store.version(), path)
+    return pinned(folder, path, store.version(), folder)  # each trial pins the groups of its own need
 
 
 def _say_what_is_missing(folder: Path, trials: Sequence[Trial]) -> None:
