@@ -25,6 +25,7 @@ from pipelines.tuning.trials import Trial, best
 
 BEST = "best.yaml"
 SHOWN = 10
+COLUMNS = 4
 
 
 def complete(sweep: Path) -> bool:
@@ -115,14 +116,15 @@ def _table(config: TuneConfig, trials: Sequence[Trial]) -> Table:
     count = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
     table = Table(title=f"{config.run.name}: {len(trials)} trials, " + ", ".join(
         f"{number} {status}" for status, number in count.items() if number), title_justify="left")
-    for column in ("trial", "status", "step", *measures, *config.tune.space):
+    keys = list(config.tune.space) if len(config.tune.space) <= COLUMNS else []  # more do not fit: the report has them
+    for column in ("trial", "status", "step", *measures, *keys):
         table.add_column(column)
     ordered = sorted(trials, key=lambda trial: (trial.status != "finished",
                                                 -trial.values.get(config.tune.metric, float("-inf"))))
     for trial in ordered[:SHOWN]:
         table.add_row(trial.name, trial.status, str(trial.step),
                       *(f"{trial.values[name]:.4f}" if name in trial.values else "" for name in measures),
-                      *(short(trial.point[key]) for key in config.tune.space))
+                      *(short(trial.point[key]) for key in keys))
     return table
 
 

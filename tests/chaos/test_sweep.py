@@ -19,7 +19,7 @@ from tests.chaos.faults import kill_family, workers
 from tests.e2e import sweeps
 from tests.e2e.conftest import Jobs, lines
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
 KEYS = ("tune.trials=2",)
 PATIENCE_S = 240
 
