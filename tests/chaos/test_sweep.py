@@ -75,7 +75,7 @@ def strike_actor(run: Path) -> None:
     psutil.Process(holder(run)).parent().kill()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("strike", [strike_worker, strike_driver, pytest.param(strike_actor, marks=pytest.mark.full)])
+@pytest.mark.parametrize("strike", [strike_worker, strike_driver, strike_actor])
 def test_a_trial_survives(jobs: Jobs, quiet: dict, strike: Callable[[Path], None]) -> None:
     name = strike.__name__
     process = sweeps.start(jobs, name, *KEYS)
@@ -107,7 +107,6 @@ def test_a_killed_sweep_goes_on_with_the_same_command(jobs: Jobs, quiet: dict) -
     assert "trial-0000 starts" not in third.stdout, "what has ended is not run again"
 
 
-@pytest.mark.full
 def test_a_preempted_sweep_exits_75_and_a_live_one_is_left_alone(jobs: Jobs, quiet: dict) -> None:
     sweep = jobs.storage / "preempted"
     process = sweeps.start(jobs, "preempted", *KEYS)

@@ -16,10 +16,8 @@ TINY = REPOSITORY / "tests" / "e2e" / "tiny.yaml"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These tests take the longest: they run first, a file at a time in each of pytest-xdist's processes."""
+    """These tests take the longest: they run first."""
     ours = [item for item in items if item.path.is_relative_to(TINY.parent)]
-    for item in ours:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
     items[:] = [*ours, *(item for item in items if item not in ours)]
 
 

@@ -15,7 +15,7 @@ from tests.e2e import sweeps
 from tests.e2e.conftest import REPOSITORY, Jobs, lines
 from tests.pipelines.report.html_checks import check_page
 
-pytestmark = pytest.mark.chaos
+pytestmark = pytest.mark.full
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,6 @@ def test_another_search_under_the_same_name_and_mistakes_exit_2(swept: Swept, jo
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-@pytest.mark.full
 def test_a_trial_that_can_never_finish_is_a_result_and_not_an_end(jobs: Jobs) -> None:
     done = sweeps.run(jobs, "hot", "tune.trials=0", "tune.search=grid",
                       space={"train.lr": {"grid": [1e30, 1e-3]}})

@@ -13,7 +13,6 @@ from pipelines.store.table import ImageTextStore
 from tests import s3_server
 from tests.pipelines.sources import layouts
 
-pytestmark = pytest.mark.xdist_group("s3")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

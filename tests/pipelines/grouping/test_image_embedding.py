@@ -69,7 +69,6 @@ def test_vectors_are_the_models_and_only_new_rows_are_made(root: Path, ray_local
     assert np.array_equal(embed_images(export, second, 4, lambda *_: pytest.fail("embedded again")), more)
 
 
-@pytest.mark.xdist_group("s3")
 def test_a_store_at_an_address_has_its_embeddings_beside_it(root: Path, bucket: str, ray_local: ModuleType) -> None:
     export, here = root / "run" / "export", ImageTextStore(root / "store")
     there = make_store(f"{bucket}/store", [row for batch in here.iter_batches() for row in batch.to_pylist()])

@@ -13,8 +13,6 @@ from pipelines.sources.config import file_name
 from tests import s3_server
 from tests.pipelines.sources import layouts
 
-pytestmark = pytest.mark.xdist_group("s3")
-
 
 def test_an_address_gives_what_a_folder_gives(bucket: str, tmp_path: Path) -> None:
     found = layouts.pictures(3)

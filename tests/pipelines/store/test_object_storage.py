@@ -20,8 +20,6 @@ from pipelines.store.table import ImageTextStore, StoreMoved
 from tests.pipelines.store.test_killed import digest, start
 from tests.pipelines.store.test_table import APPEND, REPOSITORY, ids_of, rows
 
-pytestmark = pytest.mark.xdist_group("s3")  # one process starts the server
-
 
 def parquet_files(place: str) -> set[str]:
     return {str(file) for file in place_of(place).glob("*.parquet")}

@@ -14,7 +14,6 @@ from tests.pipelines.training.launch import run_ranks
 
 pytestmark = [
     pytest.mark.timeout(900),  # the first test waits for all the processes
-    pytest.mark.xdist_group("equivalence"),  # which are started once
 ]
 Results = dict[str, Any]
 KINDS = ("loss", "firing_rate", "grad_norm", "exp_avg", "exp_avg_sq", "weight", "buffer")

@@ -15,7 +15,6 @@ from tests.pipelines.training.nonfinite_ranks import GOOD
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SITES = ("input", "forward", "loss", "gradient")
-pytestmark = pytest.mark.xdist_group("nonfinite")
 
 
 @pytest.fixture(scope="module")

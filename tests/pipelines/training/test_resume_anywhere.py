@@ -9,7 +9,7 @@ import pytest
 from tests.pipelines.training.cut_ranks import CASES, CUTS
 from tests.pipelines.training.launch import run_ranks
 
-pytestmark = [pytest.mark.timeout(400), pytest.mark.xdist_group("equivalence")]
+pytestmark = [pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
