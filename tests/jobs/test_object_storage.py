@@ -22,6 +22,7 @@ def run(job: str, *words: str, folder: Path, **environment: str) -> subprocess.C
                           text=True, cwd=folder, env=known, timeout=200)
 
 
+@pytest.mark.full
 def test_ingest_inspect_and_group(bucket: str, tmp_path: Path) -> None:
     layouts.coco(tmp_path / "data", layouts.pictures(30))
     s3_server.upload(tmp_path / "data", f"{bucket}/coco")

@@ -89,6 +89,7 @@ def test_too_many_bad_records_append_nothing(both: Both, bucket: str, tmp_path: 
     assert not list(ImageTextStore(f"{bucket}/store").path.glob("*.parquet"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("form", ["tars", "parquet"])
 def test_img2dataset(form: str, both: Both, bucket: str, tmp_path: Path) -> None:
     make = layouts.img2dataset_tars if form == "tars" else layouts.img2dataset_parquet

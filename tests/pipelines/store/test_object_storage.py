@@ -75,8 +75,9 @@ def test_commits_stay_conditional_whatever_the_environment_says(bucket: str, mon
     assert store.append([rows(["b"])], "two") == 2 and sorted(ids_of(store)) == ["a", "b"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scenes", [(40, 40), (40, 60)])
-@pytest.mark.parametrize("there", [0, pytest.param(10, marks=pytest.mark.full)])
+@pytest.mark.parametrize("there", [0, 10])
 def test_racing_ingests_both_land_and_no_row_is_doubled(scenes: tuple[int, int], there: int, ray_local: ModuleType,
                                                         bucket: str, tmp_path: Path) -> None:
     """Also where both have written files anew without the rows that were there before them."""
