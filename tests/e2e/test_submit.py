@@ -77,7 +77,7 @@ def test_a_submitted_job_trains_below_home_and_exits_truthfully(head, jobs: Jobs
     assert "did you mean train.max_steps?" in mistake.stdout and "Traceback" not in mistake.stdout
 
 
-@pytest.mark.chaos
+@pytest.mark.full
 def test_a_submitted_sweep_trains_and_a_second_submission_continues_it(head, jobs: Jobs):
     dashboard, environment = head
     keys = (f"data.store={jobs.store}", "run.name=sweep", "tune.space={train.lr: {choice: [1e-3, 3e-3, 1e-4]}}",
