@@ -138,8 +138,12 @@ def _split(argv: list[str], mistakes: list[str]) -> tuple[Path | None, bool, lis
     return file, print_config, assignments
 
 
-def _from_file(path: Path, schema: Mapping[str, Field], mistakes: list[str]) -> dict[str, Any]:
-    """The values of a YAML file by dotted key."""
+def _from_file(path: Path, schema: Mapping[str, Field], mistakes: list[str], above: tuple[Path, ...] = ()
+               ) -> dict[str, Any]:
+    """The values of a YAML file by dotted key; `above` are the files that it is the base of."""
+    if path.resolve() in above:
+        mistakes.append(f"--config {path}: the file is its own base: remove a `{BASE}:` line")
+        return {}
     try:
         content = OmegaConf.to_container(OmegaConf.load(path))
         base = content.pop(BASE, None) if isinstance(content, dict) else None
@@ -150,7 +154,7 @@ def _from_file(path: Path, schema: Mapping[str, Field], mistakes: list[str]) -> 
         mistakes.append(f"--config {path}: not readable as YAML: {' '.join(str(error).split())}")
     else:
         if isinstance(content, dict):
-            below = _from_file(path.parent / str(base), schema, mistakes) if base else {}
+            below = _from_file(path.parent / str(base), schema, mistakes, (*above, path.resolve())) if base else {}
             return below | _flatten(content, "", schema, mistakes)
         mistakes.append(f"--config {path}: expected sections of keys, not a list")
     return {}

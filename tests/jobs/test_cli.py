@@ -276,3 +276,12 @@ def test_the_workers_are_a_number_or_two(tmp_path, text, workers):
 def test_no_other_workers(text):
     with pytest.raises(UserError, match="^scaling.workers=.* is not allowed: a whole number of at least 1, or "):
         cli.parse(PretrainConfig, [f"scaling.workers={text}"], description="")
+
+
+def test_a_file_below_itself_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    done = subprocess.run([sys.executable, "jobs/tune.py", "--config", str(tmp_path / "a.yaml")], cwd=REPOSITORY,
+                          capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2 and done.stderr == (
+        f"error: --config {tmp_path / 'a.yaml'}: the file is its own base: remove a `base:` line\n")
