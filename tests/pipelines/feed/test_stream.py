@@ -59,12 +59,20 @@ def test_bad_samples_are_replaced_and_counted(ray_local: ModuleType, make_plan: 
 
 @pytest.mark.parametrize("preserve_order", [True, False])
 def test_a_reordered_stream_never_trains(ray_local: ModuleType, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch,
-                                         preserve_order: bool) -> None:
-    """The first block is slow; without `preserve_order` the next ones overtake it, and that is an error."""
+                                         tmp_path: Path, preserve_order: bool) -> None:
+    """The first block waits until others are done; without `preserve_order` they overtake it: an error."""
+    overtaken = tmp_path / "overtaken"
+
     def slow_start(block: pa.Table, plan: FeedPlan) -> pa.Table:
         if block["position"][0].as_py() == 0:
-            time.sleep(4)
-        return transform_block(block, plan)
+            deadline = time.monotonic() + 60
+            while not overtaken.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            time.sleep(3)  # the others' results are on their way
+        done = transform_block(block, plan)
+        if block["position"][0].as_py() > 0:
+            overtaken.touch()
+        return done
 
     plan = make_plan()
     monkeypatch.setattr("pipelines.feed.stream.transform_block", slow_start)
