@@ -30,7 +30,7 @@ tune: $(STAMP)  ## search hyperparameters of the demo: 8 trials, two at a time; 
 	.venv/bin/python jobs/tune.py $(ARGS)
 
 test: $(STAMP)  ## run the tests; ARGS="-k words" and the like go to pytest
-	.venv/bin/python -m pytest tests -m "not chaos and not full" -n 2 --dist loadscope $(ARGS)
+	.venv/bin/python -m pytest tests -m "not chaos and not full" -n 3 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chaos: $(STAMP)  ## kill workers and drivers of real runs and look at what becomes of them
 	.venv/bin/python -m pytest tests -m "$(if $(filter full,$(CHAOS)),chaos or full,chaos and not full)" $(ARGS)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 from tests import s3_server
 
@@ -50,16 +51,25 @@ def bucket(s3: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
-    """A small real store, and places to run jobs in."""
-    from tests.e2e.conftest import make_jobs
-
-    return make_jobs(tmp_path_factory.mktemp("e2e"))
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all the processes of this call of pytest."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def tiny(jobs: Jobs) -> Finished:
-    """An uninterrupted run: one serves many tests."""
+def jobs(shared: Path) -> Jobs:
+    """A small real store, and places to run jobs in: the first process that asks makes them, the others wait."""
+    from tests.e2e.conftest import make_jobs
+
+    with FileLock(shared / "jobs.lock"):
+        return make_jobs(shared / "jobs")
+
+
+@pytest.fixture(scope="session")
+def tiny(jobs: Jobs, shared: Path) -> Finished:
+    """An uninterrupted run: one serves the tests of all processes."""
     from tests.e2e.conftest import train_tiny
 
-    return train_tiny(jobs)
+    with FileLock(shared / "tiny.lock"):
+        return train_tiny(jobs)

@@ -91,6 +91,7 @@ def test_mistakes_are_found_before_ray_starts(answers: dict) -> None:
     assert answers["ray"] is False
 
 
+@pytest.mark.full
 def test_a_damaged_image_is_replaced_and_counted(jobs: Jobs, tmp_path: Path) -> None:
     groups = tmp_path / "groups"
     build_groups(GroupsConfig(method="random", row_group=4), TextConfig(), ImageTextStore(jobs.store), 0, groups)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -44,11 +45,11 @@ def head(jobs: Jobs, tiny: Finished) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"http://127.0.0.1:{dashboard}", environment
     finally:
         family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-        head.terminate()
-        head.wait(timeout=60)
-        _, alive = psutil.wait_procs(family, timeout=20)
-        for process in alive:
-            process.kill()
+        head.kill()
+        head.wait()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def submit(dashboard: str, environment: dict[str, str], *keys: str,

@@ -92,8 +92,9 @@ def test_racing_ingests_both_land_and_no_row_is_doubled(scenes: tuple[int, int],
     assert parquet_files(place) == set(ImageTextStore(place).files())
 
 
-@pytest.mark.parametrize("moment,committed", [("before append", False), ("before _commit", False),
-                                              ("after _commit", True), (0.3, None), (1.0, None)])
+@pytest.mark.parametrize("moment,committed", [
+    ("before _commit", False), ("after _commit", True),
+    *(pytest.param(*case, marks=pytest.mark.full) for case in (("before append", False), (0.3, None), (1.0, None)))])
 def test_a_killed_ingest_leaves_the_version_before_or_after_and_a_re_run_completes_it(
         moment: str | float, committed: bool | None, ray_local: ModuleType, bucket: str, tmp_path: Path) -> None:
     data = DataConfig(source="scenes", scenes=600, scenes_val=8)  # two files of training scenes
