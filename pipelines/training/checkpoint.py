@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,37 @@ def digest(path: Path) -> Digest:
     """Size and SHA-256 of a file."""
     with open(path, "rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class ReadOnce:
+    """Digests of files, each read once: again only where its inode, size or times have changed.
+
+    For whoever looks after checkpoints in passing. Whoever resumes from one uses `digest`, which reads what is there.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, ...], Digest] = {}
+
+    def know(self, path: Path, found: Digest) -> None:
+        """Remember what a file was found to be."""
+        self._known[self._stamp(path)] = found
+
+    def __call__(self, path: Path) -> Digest:
+        """Size and SHA-256 of a file."""
+        stamp = self._stamp(path)
+        if stamp not in self._known:
+            self._known[stamp] = digest(path)
+        return self._known[stamp]
+
+    def keep(self, folders: Iterable[Path]) -> None:
+        """Forget all but the files below `folders`."""
+        stamps = {self._stamp(path) for folder in folders for _, path in _files(folder) if path.is_file()}
+        self._known = {stamp: found for stamp, found in self._known.items() if stamp in stamps}
+
+    @staticmethod
+    def _stamp(path: Path) -> tuple[int, ...]:
+        status = path.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -145,7 +176,7 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**{**facts, "files": files})
 
 
-def fault(folder: Path, run_identity: str) -> str | None:
+def fault(folder: Path, run_identity: str, read: Callable[[Path], Digest] = digest) -> str | None:
     """Why `folder` is not a whole checkpoint of the run with this identity, or None where it is.
 
     Raises UserError for another version's; OSError where the disk does not answer, which is no damage yet.
@@ -168,16 +199,17 @@ def fault(folder: Path, run_identity: str) -> str | None:
             return f"{name} is not in the manifest"
         if present[name].is_symlink() or not present[name].is_file():
             return f"{name} is no plain file"
-        if digest(present[name]) != manifest.files[name]:
+        if read(present[name]) != manifest.files[name]:
             return f"{name} differs from its checksum"
     return None
 
 
-def whole(run: Path, damaged: Damaged = lambda folder, why: None) -> Iterator[tuple[Path, Manifest]]:
+def whole(run: Path, damaged: Damaged = lambda folder, why: None,
+          read: Callable[[Path], Digest] = digest) -> Iterator[tuple[Path, Manifest]]:
     """The checkpoints of `run` that check out, newest first; `damaged` is told of the others passed on the way."""
     known = identity(run)
     for folder in reversed(folders(run)):
-        why = fault(folder, known)
+        why = fault(folder, known, read)
         if why is None:
             yield folder, read_manifest(folder)
         else:

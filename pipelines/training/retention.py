@@ -14,17 +14,19 @@ RESERVE = 16 * 2**20
 """Bytes left free beside a checkpoint, for metrics, logs and the manifest."""
 
 
-def retain(run: Path, keep: int, keep_best: int) -> None:
+def retain(run: Path, keep: int, keep_best: int, read: checkpoint.ReadOnce) -> None:
     """Remove every checkpoint but the newest `keep` and the `keep_best` of the highest score.
 
     Only those that check out count, so the last of them is never removed; damaged ones stay for whoever resumes.
+    `read` knows what earlier calls have read.
     """
-    valid = list(checkpoint.whole(run))
+    valid = list(checkpoint.whole(run, read=read))
     scored = sorted((m.score, m.step) for _, m in valid if m.score is not None)
     stay = {m.step for _, m in valid[:keep]} | {step for _, step in scored[len(scored) - keep_best:]}
     for folder, manifest in valid:
         if manifest.step not in stay:
             checkpoint.remove(folder)
+    read.keep(checkpoint.folders(run))
 
 
 def recall(values: Mapping[str, float]) -> float | None:

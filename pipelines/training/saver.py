@@ -6,6 +6,7 @@ that says what it wrote, and rank 0 commits when all are there.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -20,13 +21,15 @@ from pipelines.code_version import code_version
 from pipelines.files import write_atomically
 from pipelines.resume import config_hash
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import Digest, Manifest, digest, temporary_folder
+from pipelines.training.checkpoint import Digest, Manifest, ReadOnce, digest, temporary_folder
 from pipelines.training.job import TrainingJob
 from pipelines.training.retention import disk_is_full, free_bytes, no_space, retain
 from pipelines.training.snapshot import Shards, tensor_bytes, write
 
 OTHER_RANKS_S = 900.0
 """How long rank 0 waits for the other ranks' shards."""
+NICENESS = 10
+"""Of the thread that writes; Linux counts it by thread."""
 
 
 class HasShards(Protocol):
@@ -45,6 +48,7 @@ class Saver:
         self._engine, self._job, self._rank, self._world = engine, job, rank, world
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._read = ReadOnce()
         self._hash, self._version = (config_hash(job.config), code_version()) if rank == 0 else ("", "")
 
     def save(self, step: int, seconds: float, score: float | None = None) -> None:
@@ -92,14 +96,19 @@ class Saver:
             raise no_space(self._job.run, step, int(needed), float(free))
 
     def _finish(self, folder: Path, shards: Shards, manifest: Manifest) -> None:
+        # Of this thread alone: where training keeps all cores busy, it goes first.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             write(shards)
             written = {str(path.relative_to(folder)): digest(path) for path in shards}
             write_atomically(folder / f"rank-{self._rank}.done", json.dumps(written).encode())
             if self._rank == 0:
-                checkpoint.commit(self._job.run, replace(manifest, files=self._all_ranks(folder)))
+                files = self._all_ranks(folder)
+                final = checkpoint.commit(self._job.run, replace(manifest, files=files))
+                for name, found in files.items():
+                    self._read.know(final / name, found)
                 settings = self._job.config.checkpoint
-                retain(self._job.run, settings.keep, settings.keep_best)
+                retain(self._job.run, settings.keep, settings.keep_best, self._read)
         except BaseException as error:  # raised again by the training thread
             self._error = no_space(self._job.run, manifest.step, tensor_bytes(list(shards.values())),
                                    free_bytes(self._job.run)) if disk_is_full(error) else error

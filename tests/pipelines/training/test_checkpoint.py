@@ -308,12 +308,36 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
     with Lease(tmp_path) as lease:
         for step, score in scores.items():
             make_checkpoint(tmp_path, lease.attempt, step, score=score)
-            retention.retain(tmp_path, keep=1, keep_best=1)
+            retention.retain(tmp_path, keep=1, keep_best=1, read=checkpoint.ReadOnce())
             best = max((s for s in scores if s <= step and scores[s] is not None), key=lambda s: (scores[s], s))
             assert steps(tmp_path) == sorted({step, best})
         make_checkpoint(tmp_path, lease.attempt, 70)
-        retention.retain(tmp_path, keep=2, keep_best=0)
+        retention.retain(tmp_path, keep=2, keep_best=0, read=checkpoint.ReadOnce())
     assert steps(tmp_path) == [60, 70]
+
+
+def test_retention_reads_a_file_once_and_a_changed_one_again(tmp_path, monkeypatch):
+    """Else every checkpoint would read all that are kept; times that are set back do not deceive it."""
+    opened, plain, read = [], checkpoint.digest, checkpoint.ReadOnce()
+    def spy(path):
+        opened.append(path.relative_to(tmp_path / "checkpoints").parts[0])
+        return plain(path)
+
+    monkeypatch.setattr(checkpoint, "digest", spy)
+    with Lease(tmp_path) as lease:
+        for step in (10, 20):
+            make_checkpoint(tmp_path, lease.attempt, step)
+        for expected in ({"step-00000010", "step-00000020"}, set()):
+            opened.clear()
+            retention.retain(tmp_path, keep=2, keep_best=0, read=read)
+            assert {name for name in opened if name.startswith("step-")} == expected
+        damaged = tmp_path / "checkpoints" / "step-00000020"
+        before = {path: path.stat() for path in damaged.rglob("*") if path.is_file()}
+        bit_flip(damaged)
+        for path, status in before.items():
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        retention.retain(tmp_path, keep=1, keep_best=0, read=read)
+        assert steps(tmp_path) == [10, 20], "the damaged one does not count"
 
 
 def test_a_death_while_an_old_one_is_removed_is_no_damage(tmp_path):
@@ -324,7 +348,7 @@ def test_a_death_while_an_old_one_is_removed_is_no_damage(tmp_path):
             with pytest.MonkeyPatch.context() as patch:
                 Countdown(patch, left)
                 try:
-                    retention.retain(tmp_path / str(left), keep=1, keep_best=0)
+                    retention.retain(tmp_path / str(left), keep=1, keep_best=0, read=checkpoint.ReadOnce())
                 except Death:
                     pass
             assert checkpoint.resume_point(tmp_path / str(left), lease.attempt)[1].step == 20
@@ -338,7 +362,7 @@ def test_damaged_checkpoints_do_not_count_and_the_last_whole_one_stays(tmp_path)
             make_checkpoint(tmp_path, lease.attempt, step)
         for step in (30, 40):
             bit_flip(tmp_path / "checkpoints" / f"step-000000{step}")
-        retention.retain(tmp_path, keep=1, keep_best=0)
+        retention.retain(tmp_path, keep=1, keep_best=0, read=checkpoint.ReadOnce())
         assert steps(tmp_path) == [20, 30, 40], "10 goes; the damaged ones are for whoever resumes"
         assert checkpoint.resume_point(tmp_path, lease.attempt)[1].step == 20
     assert steps(tmp_path) == [20]

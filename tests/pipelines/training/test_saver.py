@@ -180,7 +180,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_it_is_written(small_di
     with Lease(run) as lease:  # the same command again, with space
         assert checkpoint.resume_point(run, lease.attempt)[1].step == 4
         saving = Saver(engine, make_job(run, lease.attempt, keep=1), rank=0, world=1)
-        retention.retain(run, keep=1, keep_best=0)
+        retention.retain(run, keep=1, keep_best=0, read=checkpoint.ReadOnce())
         saving.save(5, 1.0)
         saving.wait()
     assert newest_step(run) == 5
