@@ -21,7 +21,7 @@ from pathlib import Path
 from pipelines.code_version import code_version
 from pipelines.training.run_directory import read_lines
 from tests.chaos.faults import kill_family, workers
-from tests.e2e.conftest import TINY
+from tests.e2e.conftest import make_jobs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULT = REPOSITORY / "benchmarks" / "results" / "recovery.json"
@@ -86,21 +86,21 @@ def main() -> None:
     """Prepare a store, let the two take turns."""
     seconds: dict[str, list[float]] = {"ours": [], "bare Ray Train": []}
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        keys = [sys.executable, "jobs/pretrain.py", "--config", str(TINY), f"run.storage={base}",
-                f"data.store={base / 'store'}", "data.source=scenes", "data.scenes=94", "data.scenes_val=24",
-                "data.scene_size=32", "train.schedule_steps=1000", "train.validate_every=0", "evaluation.rerank=0"]
-        subprocess.run([*keys, "run.name=first", "train.max_steps=1"], cwd=REPOSITORY, check=True,
-                       stdout=subprocess.DEVNULL)  # makes the store and the groups
-        [groups] = [path for path in base.glob("store.groups/*") if path.is_dir()]
-        (base / "first" / "bare.json").write_text(json.dumps([str(groups)]))
+        jobs = make_jobs(Path(folder))
+        keys = ("train.schedule_steps=1000", "train.validate_every=0", "evaluation.rerank=0")
+        first = jobs.run("run.name=first", *keys, "train.max_steps=1")  # makes the groups
+        if first.returncode:
+            raise SystemExit(first.stderr)
+        peer = jobs.storage / "first"
+        [groups] = [path for path in jobs.store.parent.glob("store.groups/*") if path.is_dir()]
+        (peer / "bare.json").write_text(json.dumps([str(groups)]))
         for turn in range(TURNS):
-            run = base / f"run-{turn}"
-            seconds["ours"] += recoveries([*keys, f"run.name={run.name}"], run, ours, run / "starts.jsonl")
-            (base / "first" / "bare.jsonl").unlink(missing_ok=True)
+            run = jobs.storage / f"run-{turn}"
+            seconds["ours"] += recoveries(jobs.arguments(*keys, f"run.name={run.name}"), run, ours,
+                                          run / "starts.jsonl")
+            (peer / "bare.jsonl").unlink(missing_ok=True)
             seconds["bare Ray Train"] += recoveries(
-                [sys.executable, "-m", "benchmarks.peers.bare_train", str(base / "first")], base / "first", bare,
-                base / "first" / "bare.jsonl")
+                [sys.executable, "-m", "benchmarks.peers.bare_train", str(peer)], peer, bare, peer / "bare.jsonl")
             write(seconds)
     print(RESULT.read_text())
 
