@@ -75,6 +75,7 @@ def test_export_and_embed_as_jobs(tiny: Finished, jobs: Jobs, tmp_path: Path) ->
     torch.testing.assert_close(norms, torch.ones(118), atol=1e-4, rtol=0)
 
 
+@pytest.mark.full
 def test_training_starts_from_another_run(tiny: Finished, jobs: Jobs) -> None:
     done = jobs.run("run.name=second", f"init={tiny.folder}", "train.max_steps=1", "tasks.stua.weight=0")
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -59,64 +59,11 @@ from pipelines.training.step import run_step
 from pipelines.training.worker import export
 from tests.pipelines.feed.small_stores import VOCABULARY, encode, make_groups, write_groups, write_tokenizer
 from tests.pipelines.small_run import make_store, scene_rows
+from tests.pipelines.training.equivalence_cases import CASES, RESUMED, SAVED, STEPS, Case
 from tests.pipelines.training.plain_training import train_plainly
 
-STEPS, SAVED, RESUMED = 20, 3, 5
 GROUPS, GROUP_SIZE = 24, 3  # an epoch is three steps: the memory meets its own pictures again
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One training: `world` ranks, ZeRO stage `zero`, to step `steps`.
-
-    `task` is `spikes`, `dictionary` (with a cross-batch memory), `frozen` (as the demo freezes) or `gather` (ITC alone,
-    over all ranks). `resume`: leave a checkpoint at SAVED and go on from it in a second engine to RESUMED. `export`:
-    write the weights at the end. `evaluate`: score held-out data before. `fixed`: train on one step's atoms for
-    ever. The learning rate is 1e-3, and 1e-5 where float32 spikes move the backbone.
-    """
-
-    task: str
-    world: int
-    zero: int
-    steps: int = STEPS
-    resume: bool = False
-    export: bool = False
-    evaluate: bool = False
-    checkpointing: bool = False
-    precision: str = "fp32"
-    fixed: bool = False
-
-    @property
-    def name(self) -> str:
-        """The name of its file."""
-        marks = ["checkpointing"] * self.checkpointing + [self.precision] * (self.precision != "fp32")
-        return "-".join([self.task, *marks, f"world{self.world}", f"zero{self.zero}"])
-
-
-CASES = (
-    Case("spikes", 1, 0, evaluate=True),
-    Case("spikes", 2, 0, RESUMED, resume=True),
-    Case("spikes", 2, 1, 1),
-    Case("spikes", 2, 2),
-    Case("spikes", 2, 3, 1, evaluate=True),
-    Case("spikes", 3, 2, 1, evaluate=True),
-    Case("dictionary", 1, 2, RESUMED, resume=True, export=True),
-    Case("dictionary", 2, 2, RESUMED, resume=True),
-    Case("dictionary", 2, 3, RESUMED, resume=True, export=True),
-    Case("dictionary", 3, 2, RESUMED, export=True),
-    Case("dictionary", 3, 3, 1),
-    Case("frozen", 1, 0),
-    Case("frozen", 2, 2, resume=True),
-    Case("frozen", 2, 3, RESUMED, resume=True),
-    *(Case("dictionary", world, zero, precision="fp64")
-      for world, zero in ((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (3, 2))),
-    Case("spikes", 1, 0, 3, checkpointing=True),
-    Case("spikes", 2, 3, 3, checkpointing=True),
-    Case("gather", 2, 2, 1),
-    Case("spikes", 1, 2, 10, precision="bf16", fixed=True),
-    Case("spikes", 2, 3, 10, precision="bf16", fixed=True),
-)
 
 
 def settings(case: Case, tokenizer: Path) -> PretrainConfig:
