@@ -32,7 +32,9 @@ class Preemption:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)  # type: ignore[arg-type]
-        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's handler, while it starts
+        heard = self._asked and not self._training  # Ray's compiled calls make a SystemError of what was raised
+        in_rays_start = isinstance(error, SystemExit) and error.code == signal.SIGTERM
+        if error is not None and (heard or in_rays_start) and not isinstance(error, Preempted):
             raise Preempted(NOTHING_TO_SAVE) from None
 
     def listen(self) -> None:

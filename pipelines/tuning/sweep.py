@@ -27,6 +27,8 @@ from pipelines.tuning.results import complete, print_results, write_results
 from pipelines.tuning.resume import check_resumable, save_sweep
 from pipelines.tuning.trials import Trial
 
+PREEMPTED = f"preempted: trials go on from their newest checkpoints; {AGAIN}"
+
 
 def tune(config: TuneConfig, root: Path) -> None:
     """Run the sweep that `config` describes from wherever it stands.
@@ -118,7 +120,7 @@ def listen() -> None:
 
 def _terminated(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Preempted(f"preempted: trials go on from their newest checkpoints; {AGAIN}")
+    raise Preempted(PREEMPTED)
 
 
 @contextmanager
@@ -128,10 +130,12 @@ def preempted() -> Iterator[None]:
     listen()
     try:
         yield
-    except SystemExit as end:
-        if end.code != signal.SIGTERM:  # Ray's handler, while it starts
-            raise
-        raise Preempted(f"preempted: {AGAIN}") from None
+    except BaseException as end:
+        heard = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # Ray's compiled calls make a SystemError of ours
+        in_rays_start = isinstance(end, SystemExit) and end.code == signal.SIGTERM
+        if (heard or in_rays_start) and not isinstance(end, Preempted):
+            raise Preempted(PREEMPTED) from None
+        raise
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

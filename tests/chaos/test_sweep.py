@@ -19,7 +19,7 @@ from tests.chaos.faults import kill_family, workers
 from tests.e2e import sweeps
 from tests.e2e.conftest import Jobs, lines
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(900)]
 KEYS = ("tune.trials=2",)
 PATIENCE_S = 240
 
@@ -75,6 +75,24 @@ def strike_actor(run: Path) -> None:
     psutil.Process(holder(run)).parent().kill()  # type: ignore[union-attr]
 
 
+@pytest.mark.chaos
+def test_a_killed_sweep_of_one_trial_goes_on(jobs: Jobs) -> None:
+    """The short form: driver, trial, workers and Ray die at once, a line is torn, the same command continues."""
+    keys = ("tune.trials=1", "tune.concurrent=1", "train.max_steps=6")
+    process, sweep = sweeps.start(jobs, "short", *keys), jobs.storage / "short"
+    wait(process, lambda: trained(sweep / "trials" / "trial-0000") >= 4, "step 4")
+    kill_family(process.pid)
+    process.communicate()
+    with open(sweep / "trials.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"trial": "trial-0000", "event": "en')
+    again = sweeps.run(jobs, "short", *keys)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert sweeps.assert_each_trial_once(sweep, 1)["trial-0000"]["step"] == 6
+    sweeps.assert_each_step_of_a_trial_once(sweep / "trials" / "trial-0000", 6)
+    assert len(lines(sweep / "trials" / "trial-0000" / "starts.jsonl")) == 2
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("strike", [strike_worker, strike_driver, strike_actor])
 def test_a_trial_survives(jobs: Jobs, quiet: dict, strike: Callable[[Path], None]) -> None:
     name = strike.__name__
@@ -88,6 +106,7 @@ def test_a_trial_survives(jobs: Jobs, quiet: dict, strike: Callable[[Path], None
     assert len(lines(run / "starts.jsonl")) >= 2
 
 
+@pytest.mark.full
 def test_a_killed_sweep_goes_on_with_the_same_command(jobs: Jobs, quiet: dict) -> None:
     """Killed twice: in the middle of the trials, and after a torn write; both leave a Ray cluster behind that ends."""
     sweep = jobs.storage / "killed"
@@ -107,6 +126,7 @@ def test_a_killed_sweep_goes_on_with_the_same_command(jobs: Jobs, quiet: dict) -
     assert "trial-0000 starts" not in third.stdout, "what has ended is not run again"
 
 
+@pytest.mark.full
 def test_a_preempted_sweep_exits_75_and_a_live_one_is_left_alone(jobs: Jobs, quiet: dict) -> None:
     sweep = jobs.storage / "preempted"
     process = sweeps.start(jobs, "preempted", *KEYS)

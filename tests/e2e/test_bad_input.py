@@ -133,7 +133,7 @@ def test_too_many_damaged_images_end_the_launch(jobs: Jobs, tmp_path: Path) -> N
     assert {line["reason"] for line in named} == {"undecodable"}
 
 
-@pytest.mark.chaos
+@pytest.mark.full
 def test_a_mistake_that_only_a_worker_can_see_ends_the_launch_at_once(jobs: Jobs, tmp_path: Path) -> None:
     groups = tmp_path / "groups"
     build_groups(GroupsConfig(method="random", row_group=4), TextConfig(), ImageTextStore(jobs.store), 0, groups)

@@ -14,6 +14,7 @@ DRIVER = """
 import signal, sys, time
 from pathlib import Path
 from jobs import cli
+from pipelines.errors import Preempted
 from pipelines.training.lease import Lease, Order, order
 from pipelines.training.preemption import Preemption
 
@@ -28,6 +29,10 @@ def main(argv):
                 time.sleep(60)
             except Exception:
                 print("swallowed", flush=True)
+            except Preempted as told:
+                if argv[1] == "compiled":  # as ray.get and ray.wait do
+                    raise SystemError("returned a result with an exception set") from told
+                raise
         else:
             with preemption.training(run):
                 print("ready", flush=True)
@@ -43,6 +48,7 @@ cli.run(main)
 @pytest.mark.parametrize(("phase", "signals", "told"), [
     ("building", 1, "preempted while there was nothing to save: run the same command again\n"),
     ("connecting", 1, "preempted while there was nothing to save: run the same command again\n"),
+    ("compiled", 1, "preempted while there was nothing to save: run the same command again\n"),
     ("training", 1, "preempted at step 7: run the same command again\n"),
     ("training", 3, "preempted at step 7: run the same command again\n"),
 ])
