@@ -14,8 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.training.run_directory import read_lines
 from tests.e2e import sweeps
 from tests.e2e.conftest import REPOSITORY, Finished, Jobs
+from tests.e2e.outcome import assert_each_position_once
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -34,7 +36,7 @@ def head(jobs: Jobs, tiny: Finished) -> Iterator[tuple[str, dict[str, str]]]:
     """
     environment = jobs.environment() | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-        "RAY_USAGE_STATS_ENABLED": "0"}
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_JOB_STOP_WAIT_TIME_S": "60"}  # as ray_cluster.yaml sets it
     dashboard = free_port()
     head = subprocess.Popen(
         [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--dashboard-port={dashboard}",
@@ -52,12 +54,12 @@ def head(jobs: Jobs, tiny: Finished) -> Iterator[tuple[str, dict[str, str]]]:
                 process.kill()
 
 
-def submit(dashboard: str, environment: dict[str, str], *keys: str,
-           job: str = "pretrain") -> subprocess.CompletedProcess[str]:
+def submit(dashboard: str, environment: dict[str, str], *keys: str, job: str = "pretrain",
+           options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     deadline = time.monotonic() + 90
     while True:
         result = subprocess.run(
-            [RAY, "job", "submit", "--address", dashboard, "--working-dir", str(REPOSITORY), "--", "python",
+            [RAY, "job", "submit", "--address", dashboard, "--working-dir", str(REPOSITORY), *options, "--", "python",
              f"jobs/{job}.py", "--config", "tests/e2e/tiny.yaml", *keys],
             env=environment, capture_output=True, text=True, timeout=400)
         said = result.stderr + result.stdout
@@ -76,6 +78,29 @@ def test_a_submitted_job_trains_below_home_and_exits_truthfully(head, jobs: Jobs
     mistake = submit(dashboard, environment, f"data.store={jobs.store}", "train.max_step=3")
     assert mistake.returncode != 0
     assert "did you mean train.max_steps?" in mistake.stdout and "Traceback" not in mistake.stdout
+
+
+@pytest.mark.full
+def test_ray_job_stop_leaves_a_checkpoint_and_a_second_submission_continues_from_it(head, jobs: Jobs):
+    dashboard, environment = head
+    keys = (f"data.store={jobs.store}", "run.name=stopped", "train.schedule_steps=60", "train.validate_every=0",
+            "checkpoint.every_steps=50", "evaluation.rerank=0")
+    begun = submit(dashboard, environment, *keys, options=("--no-wait", "--submission-id=stopped"))
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    run = jobs.home / "ashnets" / "runs" / "stopped"
+    deadline = time.monotonic() + 200
+    while not any("loss" in line for line in read_lines(run / "metrics.jsonl")):
+        assert time.monotonic() < deadline, "no step was trained"
+        time.sleep(0.2)
+    subprocess.run([RAY, "job", "stop", "--address", dashboard, "stopped"], env=environment, check=True,
+                   capture_output=True, timeout=100)
+    [checkpoint] = [folder.name for folder in (run / "checkpoints").glob("step-*")]
+    step = int(checkpoint.removeprefix("step-"))
+    assert 1 <= step < 50, "made since it was stopped"
+    done = submit(dashboard, environment, *keys)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["step"] for line in read_lines(run / "starts.jsonl")] == [0, step]
+    assert_each_position_once(run, 60)
 
 
 @pytest.mark.full
