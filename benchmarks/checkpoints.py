@@ -1,4 +1,4 @@
-"""What a checkpoint every 10 steps costs the step loop: `python benchmarks/checkpoints.py` (after `make pretrain`).
+"""What a checkpoint every 10 steps costs the step loop: `python -m benchmarks.checkpoints` (after `make pretrain`).
 
 The demo's model in one process on its own data, 32 images a step. Blocks of 10 steps with a checkpoint in the
 background, without any, and with one that the loop waits for take turns, in another order every round, and are compared

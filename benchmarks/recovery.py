@@ -93,14 +93,14 @@ def main() -> None:
             raise SystemExit(first.stderr)
         peer = jobs.storage / "first"
         [groups] = [path for path in jobs.store.parent.glob("store.groups/*") if path.is_dir()]
-        (peer / "bare.json").write_text(json.dumps([str(groups)]))
         for turn in range(TURNS):
             run = jobs.storage / f"run-{turn}"
             seconds["ours"] += recoveries(jobs.arguments(*keys, f"run.name={run.name}"), run, ours,
                                           run / "starts.jsonl")
             (peer / "bare.jsonl").unlink(missing_ok=True)
             seconds["bare Ray Train"] += recoveries(
-                [sys.executable, "-m", "benchmarks.peers.bare_train", str(peer)], peer, bare, peer / "bare.jsonl")
+                [sys.executable, "-m", "benchmarks.peers.bare_train", str(peer), str(groups)], peer, bare,
+                peer / "bare.jsonl")
             write(seconds)
     print(RESULT.read_text())
 

@@ -1,4 +1,4 @@
-"""The peer of recovery.py: `python -m benchmarks.peers.bare_train RUN` trains the model of RUN as Ray's guide shows it.
+"""The peer of recovery.py: `python -m benchmarks.peers.bare_train RUN GROUPS` trains the model of RUN as Ray's guide shows it.
 
 DistributedDataParallel, Ray Data's default path, Ray's own checkpoints, restarts by FailureConfig; nothing of ours but
 the model, its groups and the micro-batches that it is fed. `RUN/bare.jsonl` has a line for every start of the worker
@@ -77,13 +77,12 @@ def note(run: Path, rank: int, line: dict[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def main(run: Path) -> None:
-    """Train on the groups that `run` was made with."""
+def main(run: Path, groups: Path) -> None:
+    """Train the model of `run` on its groups."""
     connect(2)
-    [groups] = json.loads((run / "bare.json").read_text())
     TorchTrainer(
-        train_loop, train_loop_config={"run": str(run), "groups": groups},
-        datasets={"train": ray.data.read_parquet([str(path) for path in sorted(Path(groups).glob("part-*.parquet"))])},
+        train_loop, train_loop_config={"run": str(run), "groups": str(groups)},
+        datasets={"train": ray.data.read_parquet([str(path) for path in sorted(groups.glob("part-*.parquet"))])},
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=RunConfig(
             name="bare", storage_path=tempfile.mkdtemp(dir=run),
@@ -93,4 +92,4 @@ def main(run: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -319,6 +319,7 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
 def test_retention_reads_a_file_once_and_a_changed_one_again(tmp_path, monkeypatch):
     """Else every checkpoint would read all that are kept; times that are set back do not deceive it."""
     opened, plain, read = [], checkpoint.digest, checkpoint.ReadOnce()
+
     def spy(path):
         opened.append(path.relative_to(tmp_path / "checkpoints").parts[0])
         return plain(path)

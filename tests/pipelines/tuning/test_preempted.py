@@ -23,6 +23,6 @@ def test_sigterm_is_told_in_one_line(compiled: bool) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_another_error_stays(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_error_stays() -> None:
     with pytest.raises(SystemError, match="of its own"), preempted():
         raise SystemError("of its own")
