@@ -1,4 +1,4 @@
-"""The peer of recovery.py: `python -m benchmarks.peers.bare_train RUN GROUPS` trains the model of RUN as Ray's guide shows it.
+"""The peer of recovery.py: `python -m benchmarks.peers.bare_train RUN GROUPS` trains RUN's model as Ray's guide shows.
 
 DistributedDataParallel, Ray Data's default path, Ray's own checkpoints, restarts by FailureConfig; nothing of ours but
 the model, its groups and the micro-batches that it is fed. `RUN/bare.jsonl` has a line for every start of the worker
