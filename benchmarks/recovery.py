@@ -84,6 +84,7 @@ def recoveries(command: list[str], run: Path, look: Callable[[Path], tuple[list[
 
 def main() -> None:
     """Prepare a store, let the two take turns."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what it started ends too
     seconds: dict[str, list[float]] = {"ours": [], "bare Ray Train": []}
     with tempfile.TemporaryDirectory() as folder:
         jobs = make_jobs(Path(folder))
