@@ -173,8 +173,9 @@ class TrainConfig:
     """AdamW's decay; never on norms, biases, tdBN weights, the summary ratio and the temperature."""
     clip: float = 10.0
     """Largest gradient norm."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """`bf16` computes in bfloat16 through torch_autocast; weights and optimizer stay fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16` computes in bfloat16 through torch_autocast; weights and optimizer stay fp32. `auto`: bf16 on GPUs (older
+    than A100: say fp32) and on CPUs with instructions for it, else fp32; the run keeps what it began with."""
     log_every: int = 1
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 100

@@ -13,6 +13,7 @@ from pipelines.config import PretrainConfig
 from pipelines.finding import Finding
 from pipelines.location import Place
 from pipelines.places import run_folder, store_folder
+from pipelines.precision import cpu_has_bf16
 from pipelines.training import machine, preflight
 from pipelines.training.needs import ModelSize
 
@@ -72,6 +73,7 @@ def estimates(config: PretrainConfig, size: ModelSize, run: Path, store: Place) 
         machine.memory(config, size, have.memory, uses_cpu([machine.device(config, have.gpus)])),
         machine.object_store(config, size_of_store / rows if rows else 10_000, have.object_store),
         machine.disk(config, size, run, machine.free_bytes(run)),
+        machine.precision(config, uses_cpu([machine.device(config, have.gpus)]), cpu_has_bf16()),
         machine.store_disk(groups, size_of_store, preflight.grouped(config, run, store), machine.free_bytes(groups)),
     ]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from cluster.connection import connect
 from pipelines.config import PretrainConfig, ScalingConfig
@@ -14,6 +15,7 @@ from pipelines.errors import UserError
 from pipelines.finding import demand
 from pipelines.location import Place
 from pipelines.places import groups_folder, run_folder, store_folder
+from pipelines.precision import recorded, settled
 from pipelines.resume import save_config
 from pipelines.store.table import ImageTextStore
 from pipelines.training import checkpoint, preflight
@@ -31,6 +33,7 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
     run = run_folder(config, root)
     store = store_folder(config.data, root)
     demand(preflight.resumable(config, run))
+    config = recorded(config, run)
     from pipelines.report.summary import finished_summary, print_summary
     done = finished_summary(run)
     if done and done["steps"] >= stop_step(config, done["schedule_steps"]):
@@ -46,13 +49,18 @@ def pretrain(config: PretrainConfig, root: Path) -> None:
     with Lease(run, takeover=config.run.takeover) as lease, Preemption(lease) as preemption:
         with damages_shown(run):
             checkpoint.resume_point(run, lease.attempt)
-        save_config(replace(config, run=replace(config.run, takeover=False)), run)
+        _keep(config, run)
         pin_initial(config, run, root)
         if ImageTextStore(store).exists():
             demand(preflight.data(config, run, store))
         connect()
         preemption.listen()
         _launch(config, run, store, size, lease.attempt, preemption)
+
+
+def _keep(config: PretrainConfig, run: Path) -> None:
+    """Write config.yaml: what the run is, but not that this launch took it over."""
+    save_config(replace(config, run=replace(config.run, takeover=False)), run)
 
 
 def in_words(scaling: ScalingConfig) -> str:
@@ -91,9 +99,11 @@ def _launch(config: PretrainConfig, run: Path, store_path: Place, size: ModelSiz
     from pipelines.training.trainer import fit
     needs = certain(config, run, store_path)
     demand(*needs)
-    device = "cpu" if uses_cpu(needs) else "cuda"
+    device: Literal["cpu", "cuda"] = "cpu" if uses_cpu(needs) else "cuda"
+    config = settled(config, device)
+    _keep(config, run)
     for found in estimates(config, size, run, store_path):
-        if not found.ok:
+        if found.mend:
             print(f"warning: {found.finding}: {found.mend}", flush=True)
     store = ImageTextStore(store_path)
     if not store.exists():
@@ -106,7 +116,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Place, size: ModelSiz
                           pin.version)
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)
     print(f"training: steps to {job.stop_step} of {job.schedule_steps}, {in_words(config.scaling)} on {device}, "
-          f"ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)
+          f"{config.train.precision}, ZeRO-{config.scaling.zero_stage}, {job.samples(1)} images a step", flush=True)
     with preemption.training(run), damages_shown(run), TrainingProgress(run, job.stop_step), StageBuilder(job):
         fit(job)
     print("evaluation: held-out data, from rest", flush=True)

@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ashnets.config import TextConfig
 from ashnets.encoders.text import TextEncoder, checkpoint_config
 from ashnets.processing import Tokenizer
+from pipelines.precision import fast_dtype
 
 BATCH = 256
 
@@ -95,14 +96,7 @@ def _load(text: TextConfig, seed: int, device: str) -> tuple[Tokenizer, TextEnco
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     logging.disable_progress_bar()
-    return _tokenizer(text), TextEncoder(text).eval().to(device, _dtype(device))
-
-
-def _dtype(device: str) -> torch.dtype:
-    if device == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    abilities = torch.cpu.get_capabilities()
-    return torch.bfloat16 if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else torch.float32
+    return _tokenizer(text), TextEncoder(text).eval().to(device, fast_dtype(device))
 
 
 def _tokenizer(text: TextConfig) -> Tokenizer:

@@ -51,6 +51,7 @@ def deepspeed_config(train: TrainConfig, zero_stage: int, world_size: int, round
         "gradient_clipping": train.clip,
         "steps_per_print": 1 << 62,
     }
+    assert train.precision != "auto", "a launch settles it before it trains"
     if train.precision == "bf16":
         # No module is "safe" for bf16 communication: gradients are summed in fp32 on any number of workers.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}

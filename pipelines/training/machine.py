@@ -91,6 +91,16 @@ def device(config: PretrainConfig, gpus: int) -> Finding:
     return Finding("device", True, f"cpu; the cluster has {gpus or 'no'} GPUs", advice)
 
 
+def precision(config: PretrainConfig, cpu: bool, native: bool) -> Finding:
+    """Whether the devices compute fast in `train.precision`; `native`: this CPU has instructions for bfloat16."""
+    asked = config.train.precision
+    if asked == "bf16" and cpu and not native:
+        return Finding("precision", True, "train.precision=bf16 on CPUs without instructions for bfloat16, where a "
+                       "step takes many times as long as in fp32", "train.precision=auto takes what is fast here")
+    chosen = asked if asked != "auto" else "bf16" if native or not cpu else "fp32"
+    return Finding("precision", True, f"{chosen}, {'as asked' if asked == chosen else 'which is fast here'}")
+
+
 def memory(config: PretrainConfig, size: ModelSize, total: float, cpu: bool) -> Finding:
     """Memory of the nodes against what the workers hold at least (activations come on top)."""
     need = config.scaling.most * worker_bytes(config, size, cpu)

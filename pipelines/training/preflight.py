@@ -19,6 +19,7 @@ from pipelines.finding import Finding
 from pipelines.grouping.materialise import existing
 from pipelines.location import Place, size_of
 from pipelines.places import groups_folder
+from pipelines.precision import recorded
 from pipelines.resume import check_resumable
 from pipelines.store.schema import row_group_sizes
 from pipelines.store.table import ImageTextStore
@@ -131,7 +132,7 @@ def stored(path: Place) -> tuple[int, int]:
 
 def resumable(config: PretrainConfig, run: Path) -> Finding:
     """Whether this configuration may continue the run."""
-    return attempt("run", lambda: check_resumable(config, run),
+    return attempt("run", lambda: check_resumable(recorded(config, run), run),
                    f"{run} {'continues' if any((run / 'checkpoints').glob('step-*')) else 'is a new run'}")
 
 

@@ -16,8 +16,8 @@ def test_where_nothing_stands_in_the_way(jobs: Jobs) -> None:
     done = doctor(jobs, "run.name=examined")
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("python", "packages", "Ray", "run", "store", "groups", "model", "checkpoint", "storage", "CPUs",
-                 "device", "DeepSpeed's CPU op", "shared memory", "shared storage", "memory", "object store",
-                 "disk of the run", "disk of the store"):
+                 "device", "DeepSpeed's CPU op", "shared memory", "shared storage", "memory", "precision",
+                 "object store", "disk of the run", "disk of the store"):
         assert f"ok    {name} " in done.stdout or f"note  {name} " in done.stdout, name
     assert not (jobs.storage / "examined").exists()
     assert done.stdout.endswith("nothing stands in the way of this run\n")

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.precision import cpu_has_bf16
+from pipelines.resume import load_config
 from pipelines.training.run_directory import read_lines
 from tests.e2e import sweeps
 from tests.e2e.conftest import REPOSITORY, Finished, Jobs
@@ -71,8 +73,10 @@ def submit(dashboard: str, environment: dict[str, str], *keys: str, job: str = "
 
 def test_a_submitted_job_trains_below_home_and_exits_truthfully(head, jobs: Jobs):
     dashboard, environment = head
-    done = submit(dashboard, environment, f"data.store={jobs.store}", "train.max_steps=3")
+    done = submit(dashboard, environment, f"data.store={jobs.store}", "train.max_steps=3", "train.precision=auto")
     assert done.returncode == 0, done.stdout + done.stderr
+    settled = load_config(jobs.home / "ashnets" / "runs" / "tiny").train.precision
+    assert settled == ("bf16" if cpu_has_bf16() else "fp32") and f"on cpu, {settled}, ZeRO" in done.stdout
     summary = json.loads((jobs.home / "ashnets" / "runs" / "tiny" / "summary.json").read_text())
     assert (summary["status"], summary["steps"]) == ("stopped", 3)
     mistake = submit(dashboard, environment, f"data.store={jobs.store}", "train.max_step=3")
