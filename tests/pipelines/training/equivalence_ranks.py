@@ -88,7 +88,7 @@ def settings(case: Case, tokenizer: Path) -> PretrainConfig:
         feed=FeedConfig(window=2, image_size=32, captions=1 if with_memory else 2, crop_scale=0.6),
         train=TrainConfig(groups_per_atom=1 if case.precision == "fp64" else 2, atoms_per_step=2 if gather else 4,
                           schedule_steps=STEPS,
-                          lr=1e-5 if case.precision == "fp32" and not frozen else 1e-3, clip=1e9 if gather else 0.5,
+                          lr=case.lr, clip=1e9 if gather else 0.5,
                           precision="bf16" if case.precision == "bf16" else "fp32"))
 
 

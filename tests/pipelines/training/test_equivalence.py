@@ -20,6 +20,7 @@ pytestmark = [
 Results = dict[str, Any]
 FULL = os.environ.get("CHAOS") == "full"
 WHOLE_FORM_ONLY = ("spikes-world2-zero1", "dictionary-world3-zero3", "frozen-world2-zero3",
+                   "spikes-fast-world1-zero0", "spikes-fast-world2-zero2",
                    *(f"dictionary-fp64-world2-zero{stage}" for stage in range(3)))
 """Cases that only `CHAOS=full make chaos` trains: others hold nearly the same."""
 KINDS = ("loss", "firing_rate", "grad_norm", "exp_avg", "exp_avg_sq", "weight", "buffer")
@@ -93,14 +94,20 @@ def test_twenty_steps_are_those_of_plain_pytorch_on_any_cluster(folder, results,
     assert_equivalent(found, expected, 1e-9)
 
 
-@pytest.mark.parametrize(("case", "single", "moments"), [
-    ("frozen-world2-zero2", "frozen-world1-zero0", 1e-2), ("spikes-world2-zero2", "spikes-world1-zero0", 5e-2),
-    ("dictionary-world2-zero3", "dictionary-world1-zero2", 1e-2),
-    ("dictionary-world3-zero2", "dictionary-world1-zero2", 1e-2),
-    ("spikes-checkpointing-world2-zero3", "spikes-checkpointing-world1-zero0", 1e-2)])
-def test_later_steps_stay_together(results, case, single, moments):
-    """In float32 a spike that flips is no rounding error any more; an unfrozen backbone feels it in its gradients."""
-    assert_equivalent(results(case)["last"], results(single)["last"], 1e-2, moments)
+@pytest.mark.parametrize(("case", "single"), [
+    ("frozen-world2-zero2", "frozen-world1-zero0"), ("spikes-world2-zero2", "spikes-world1-zero0"),
+    ("dictionary-world2-zero3", "dictionary-world1-zero2"), ("dictionary-world3-zero2", "dictionary-world1-zero2"),
+    ("spikes-checkpointing-world2-zero3", "spikes-checkpointing-world1-zero0")])
+def test_later_steps_stay_together(results, case, single):
+    """Twenty steps in float32 where a flipped spike is no rounding error any more."""
+    assert_equivalent(results(case)["last"], results(single)["last"], 1e-2)
+
+
+@pytest.mark.full
+def test_a_fast_backbone_feels_flipped_spikes_in_its_gradients_alone(results):
+    """Beyond a warm-up's rates weights that differ by 1e-5 flip 0.4 % of the spikes, and so turn the gradient."""
+    assert_equivalent(results("spikes-fast-world2-zero2")["last"], results("spikes-fast-world1-zero0")["last"],
+                      1e-2, moments=0.1)
 
 
 def test_activation_checkpointing_changes_no_bit(results):
