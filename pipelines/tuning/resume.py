@@ -39,7 +39,8 @@ def check_resumable(config: TuneConfig, sweep: Path) -> None:
             raise UserError(f"{sweep} is a pre-training run, not a sweep: use another run.name")
         return
     try:
-        then: Any = OmegaConf.to_container(OmegaConf.load(path))
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path))
+        then = keys(TuneConfig()) | saved  # keys that came later had their defaults
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} is not readable ({' '.join(str(error).split())}): restore it, or use another "
                         "run.name") from error
