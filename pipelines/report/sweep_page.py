@@ -15,7 +15,7 @@ from pipelines.tuning.config import TuneConfig
 from pipelines.tuning.importance import Importance, importance
 from pipelines.tuning.objective import COSTS
 from pipelines.tuning.space import Space
-from pipelines.tuning.trials import Trial, best, front_of
+from pipelines.tuning.trials import Trial, best_of, front_of
 
 TEMPLATE = "sweep.html.jinja"
 
@@ -31,7 +31,7 @@ def write_sweep_report(config: TuneConfig, space: Space, sweep: Path, trials: Se
 
 def content(config: TuneConfig, space: Space, sweep: Path, trials: Sequence[Trial]) -> dict[str, Any]:
     """Everything that the template shows."""
-    settings, chosen = config.tune, best(trials, config.tune.metric)
+    settings, chosen = config.tune, best_of(config.tune, trials)
     weights = importance(space, settings, trials)
     whole = sweep / "best.yaml"
     return {

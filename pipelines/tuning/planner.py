@@ -35,9 +35,10 @@ class Planner:
         """All trials so far, in order."""
         return read_trials(self._sweep, measures_of(self._config.tune))
 
-    def _next_point(self, trials: list[Trial]) -> Point | None:
+    def _next_point(self, trials: list[Trial], further: bool = False) -> Point | None:
+        """None where no trial is due, or with `further` where the space holds no point beyond these."""
         settings = self._config.tune
-        if settings.trials and len(trials) >= settings.trials:
+        if settings.trials and len(trials) >= settings.trials and not further:
             return None
         return next_point(self.space, settings, self._config.run.seed, trials,
                           lambda point: legal(self._config, self.space, point) and not self.models.refusal(point))
@@ -47,6 +48,15 @@ class Planner:
         trials = self.trials()
         ended = bool(trials) and all(trial.status != "open" for trial in trials)
         return ended and self._next_point(trials) is None
+
+    def rest(self) -> str:
+        """What is to be said of further points when all trials have ended; empty where they are as many as wanted."""
+        settings, trials = self._config.tune, self.trials()
+        if len(trials) < settings.trials:
+            return f"the space holds no more than these {len(trials)} points"
+        if settings.search == "grid" and settings.trials and self._next_point(trials, further=True):
+            return "the grid holds further points: raise tune.trials, or set it to 0 for all of them"
+        return ""
 
     def take(self) -> Trial | None:
         """The next trial to run in this launch: first those that an earlier one left open; None where all are through.

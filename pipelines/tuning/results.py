@@ -23,7 +23,7 @@ from pipelines.tuning.config import TuneConfig
 from pipelines.tuning.planner import on_data
 from pipelines.tuning.search import measures_of
 from pipelines.tuning.space import Space
-from pipelines.tuning.trials import Trial, best, front_of
+from pipelines.tuning.trials import Trial, best_of, front_of
 
 BEST = "best.yaml"
 SHOWN = 10
@@ -40,7 +40,7 @@ def write_results(config: TuneConfig, space: Space, sweep: Path, trials: Sequenc
     from pipelines.report.sweep_page import write_sweep_report  # late: matplotlib takes a second to import
 
     (sweep / REPORT).unlink(missing_ok=True)
-    chosen = best(trials, config.tune.metric)
+    chosen = best_of(config.tune, trials)
     if chosen:
         write_atomically(sweep / BEST, text_of(best_config(config, space, chosen, data)).encode())
     write_tables(config, sweep, trials)
@@ -104,13 +104,15 @@ def print_results(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> N
     """The best trials, the best configuration, and what to do with it."""
     console = Console(width=None if Console().is_terminal else 140)
     console.print(_table(config, trials))
-    chosen = best(trials, config.tune.metric)
+    chosen = best_of(config.tune, trials)
     if chosen:
         changed = "\n".join(f"  {key}: {json.dumps(value)}" for key, value in chosen.point.items())
         console.print(f"best: {chosen.name}, {config.tune.metric} {chosen.values[config.tune.metric]:.4f}\n{changed}",
                       highlight=False)
         console.print(f"the whole configuration: {sweep / BEST}; train it again: {program('python')} jobs/pretrain.py "
                       f"--config {sweep / BEST}", soft_wrap=True)
+    elif any(trial.status == "finished" for trial in trials):
+        console.print(f"no best one: no finished trial has measured {' and '.join(measures_of(config.tune))}")
     if some := front_of(config.tune, trials):
         console.print(f"Pareto front, from the best {config.tune.metric} to the best {config.tune.against}: "
                       f"{', '.join(trial.name for trial in some)}; each is {sweep / 'trials'}/NAME.yaml",

@@ -38,6 +38,8 @@ def check_resumable(config: TuneConfig, sweep: Path) -> None:
         if (sweep / "checkpoints").exists():
             raise UserError(f"{sweep} is a pre-training run, not a sweep: use another run.name")
         return
+    if not (sweep / "trials.jsonl").exists():
+        return  # it ended before its first trial
     try:
         saved: Any = OmegaConf.to_container(OmegaConf.load(path))
         then = keys(TuneConfig()) | saved  # keys that came later had their defaults

@@ -56,6 +56,8 @@ def tune(config: TuneConfig, root: Path) -> None:
             _train(config, planner, folder, root)
         write_results(config, space, folder, planner.trials(), read_pin(folder))
         print_results(config, folder, planner.trials())
+    if planner.done() and (rest := planner.rest()):
+        print(rest)
     _say_what_is_missing(folder, planner.trials())
 
 

@@ -104,3 +104,9 @@ def front_of(settings: TuneSettings, trials: Sequence[Trial]) -> list[Trial]:
     """The Pareto front of a sweep; empty where it has one measure."""
     against = settings.against
     return front(trials, settings.metric, against, lower_is_better(against)) if against else []
+
+
+def best_of(settings: TuneSettings, trials: Sequence[Trial]) -> Trial | None:
+    """The trial that best.yaml holds: the best one, with two measures the end of their front; None: none has finished.
+    """
+    return next(iter(front_of(settings, trials)), None) if settings.against else best(trials, settings.metric)

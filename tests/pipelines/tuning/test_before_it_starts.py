@@ -69,6 +69,19 @@ def test_a_model_that_cannot_be_built_never_becomes_a_trial(folder: Path, tmp_pa
     assert plan.models.impossible() == []
 
 
+@pytest.mark.parametrize(("search", "trials", "said"), [
+    ("grid", 1, "the grid holds further points"), ("grid", 2, ""), ("grid", 0, ""),
+    ("random", 3, "no more than these 2 points")])
+def test_a_sweep_says_whether_points_are_left(folder: Path, tmp_path: Path, search: str, trials: int,
+                                              said: str) -> None:
+    plan = planner({"train.lr": {"grid": [0.1, 0.2]}}, tmp_path, f"tune.search={search}", f"tune.trials={trials}",
+                   f"groups.path={folder / 'groups-of-3'}")
+    plan.data = DataPin(str(folder / "store"), 1, "")
+    while plan.take():
+        pass
+    assert said in plan.rest() and bool(said) == bool(plan.rest())
+
+
 def test_a_trial_is_bound_to_the_sweeps_version_of_the_data(folder: Path, tmp_path: Path) -> None:
     """Its YAML, with which it goes on, too; an address stays one."""
     plan = planner(LR, tmp_path, f"groups.path={folder / 'groups-of-3'}", "data.store=s3://bucket/store")
