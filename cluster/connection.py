@@ -16,6 +16,8 @@ TUNING = {
     # Ray ends idle processes beyond one a CPU after a second; the feed has more, for tasks that take less than a CPU,
     # and a slow consumer would have them started anew, imports included, all the time.
     "RAY_num_workers_soft_limit": str(max(8, 2 * (os.cpu_count() or 1))),
+    # It warns of every few processes beyond two a CPU; the feed's tasks, and the launches of a sweep, are that many.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # For the private cluster, whatever the user has set: a bare `ray.init()` would write ~/.ray/auth_token, which the next

@@ -182,11 +182,13 @@ class TrainConfig:
     """Steps between validations on held-out data; 0: only at the end."""
     max_nonfinite: int = 3
     """Steps in a row without a finite loss and gradient that end the launch; none of them is applied."""
+    data_version: int = 0
+    """Version of the store to train and evaluate on; 0: the newest when the run begins."""
 
     def __post_init__(self) -> None:
         for name in ("groups_per_atom", "atoms_per_step", "epochs", "log_every", "max_nonfinite"):
             require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("max_steps", "schedule_steps", "validate_every"):
+        for name in ("max_steps", "schedule_steps", "validate_every", "data_version"):
             require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "0 or more")
         for name in ("lr", "eps", "clip"):
             require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "more than 0")

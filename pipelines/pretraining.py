@@ -94,7 +94,7 @@ def _launch(config: PretrainConfig, run: Path, store_path: Place, size: ModelSiz
     from pipelines.report.stages import StageProgress
     from pipelines.report.summary import print_summary, write_summary
     from pipelines.store.ingest import ingest_demo
-    from pipelines.training.data_pin import pinned
+    from pipelines.training.data_pin import first_version, pinned
     from pipelines.training.progress import TrainingProgress
     from pipelines.training.trainer import fit
     needs = certain(config, run, store_path)
@@ -111,7 +111,8 @@ def _launch(config: PretrainConfig, run: Path, store_path: Place, size: ModelSiz
         report = ingest_demo(config.data, store_path, StageProgress())
         print(f"store: {report.rows_by_split} rows, quarantined {report.quarantined or 'none'}", flush=True)
         demand(preflight.store(config, store_path))
-    pin = pinned(run, store_path, store.version(), groups_folder(config, store_path, store.version()))
+    version = first_version(config, store)
+    pin = pinned(run, store_path, version, groups_folder(config, store_path, version))
     groups = build_groups(config.groups, config.model.text, store, config.run.seed, Path(pin.groups), StageProgress(),
                           pin.version)
     job = make_job(config, run, attempt, store_path, pin.version, Path(pin.groups), groups.groups, device)

@@ -1,7 +1,6 @@
 """One step of a run again, in one process: every micro-batch by itself, and where its numbers stop being finite."""
 from __future__ import annotations
 
-import json
 import os
 import socket
 import tempfile
@@ -24,7 +23,7 @@ from pipelines.pretraining import make_job
 from pipelines.replay_config import ReplayConfig
 from pipelines.resume import load_config
 from pipelines.training import checkpoint
-from pipelines.training.data_pin import DataPin
+from pipelines.training.data_pin import read_pin
 from pipelines.training.engine import Engine
 from pipelines.training.initial import initial_model
 from pipelines.training.job import TrainingJob
@@ -90,7 +89,7 @@ def find_run(location: str, root: Path) -> Path:
 
 def _job(run: Path) -> TrainingJob:
     """The run's job for one worker without ZeRO, which computes the same."""
-    config, pin = load_config(run), DataPin(**json.loads((run / "data.json").read_text()))
+    config, pin = load_config(run), read_pin(run)
     config = replace(config, scaling=replace(config.scaling, workers=1, zero_stage=0))
     groups = GroupedStore.open(pin.groups).manifest["groups"]
     return make_job(config, run, 0, place_of(pin.store), pin.version, Path(pin.groups), groups, "cpu")

@@ -16,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 POINTS = 240
 SIZE = (4.2, 2.5)
 # Matplotlib draws in colours that nobody uses; the page's CSS gives them their meaning.
-INK, FAINT, BAND = "#0000f1", "#0000f2", "#0000f3"
+INK, FAINT, BAND, CARD = "#0000f1", "#0000f2", "#0000f3", "#0000f4"
 SERIES = ("#0000a1", "#0000a2", "#0000a3", "#0000a4")
-VARIABLES = {INK: "--ink", FAINT: "--faint", BAND: "--band",
+VARIABLES = {INK: "--ink", FAINT: "--faint", BAND: "--band", CARD: "--card",
              **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)}}
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "font.size": 10, "axes.edgecolor": FAINT, "axes.labelcolor": INK,

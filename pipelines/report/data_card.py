@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.location import place_of
 from pipelines.sources.emoji import LICENCE
 from pipelines.store.table import ImageTextStore
-from pipelines.training.data_pin import DataPin
+from pipelines.training.data_pin import read_pin
 
 BUILT_IN = {
     "emoji": "Twemoji pictures on white, captioned by their Unicode CLDR names",
@@ -55,7 +55,7 @@ def data_facts(run: Path) -> DataFacts | None:
     """What data.json pins; None for a run that has none."""
     if not (run / "data.json").exists():
         return None
-    pin = DataPin(**json.loads((run / "data.json").read_text()))
+    pin = read_pin(run)
     rows: Counter[tuple[str, str]] = Counter()
     licences: dict[str, set[str]] = {}
     if place_of(pin.store).exists() and ImageTextStore(pin.store).exists():

@@ -13,9 +13,9 @@ from pipelines.report.curves import Chart
 from pipelines.report.summary import REPORT
 from pipelines.tuning.config import TuneConfig
 from pipelines.tuning.importance import Importance, importance
-from pipelines.tuning.objective import COSTS, lower_is_better
+from pipelines.tuning.objective import COSTS
 from pipelines.tuning.space import Space
-from pipelines.tuning.trials import Trial, best, front
+from pipelines.tuning.trials import Trial, best_of, front_of
 
 TEMPLATE = "sweep.html.jinja"
 
@@ -31,16 +31,16 @@ def write_sweep_report(config: TuneConfig, space: Space, sweep: Path, trials: Se
 
 def content(config: TuneConfig, space: Space, sweep: Path, trials: Sequence[Trial]) -> dict[str, Any]:
     """Everything that the template shows."""
-    settings, chosen = config.tune, best(trials, config.tune.metric)
+    settings, chosen = config.tune, best_of(config.tune, trials)
     weights = importance(space, settings, trials)
-    some = front(trials, settings.metric, settings.against, lower_is_better(settings.against)) if chosen else []
     whole = sweep / "best.yaml"
     return {
         "name": config.run.name, "settings": settings, "trials": trials, "best": chosen, "space": space.domains,
         "counts": {status: sum(trial.status == status for trial in trials)
                    for status in ("finished", "stopped", "failed", "open")},
         "charts": charts(config, space, trials, chosen, weights) if chosen else [],
-        "importance": weights, "front": some if settings.against else [], "costs": COSTS,
+        "importance": weights, "front": front_of(settings, trials), "costs": COSTS,
+        "failed": [trial for trial in trials if trial.why],
         "yaml": whole.read_text() if chosen else "", "sweep": str(sweep), "seed": config.run.seed,
     }
 
@@ -53,7 +53,6 @@ def charts(config: TuneConfig, space: Space, trials: Sequence[Trial], chosen: Tr
              "curves": sweep_plots.learning_curves(trials, chosen, settings.metric)}
     if weights:
         drawn["importance"] = sweep_plots.importances(weights.shares)
-    if settings.against:
-        some = front(trials, settings.metric, settings.against, lower_is_better(settings.against))
+    if some := front_of(settings, trials):
         drawn["front"] = sweep_plots.pareto(trials, some, settings.metric, settings.against)
     return drawn

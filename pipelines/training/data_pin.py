@@ -5,9 +5,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import write_atomically
 from pipelines.location import Place
+from pipelines.store.table import ImageTextStore
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,26 @@ class DataPin:
     groups: str
 
 
+def read_pin(run: Path) -> DataPin:
+    """What data.json of a run or a sweep says."""
+    return DataPin(**json.loads((run / "data.json").read_text()))
+
+
+def first_version(config: PretrainConfig, store: ImageTextStore) -> int:
+    """The version that a run's first launch takes: the one that is named, else the newest; UserError where the store,
+    which exists, has not come to that one."""
+    newest, named = store.version(), config.train.data_version
+    if named > newest:
+        raise UserError(f"train.data_version={named}: {store.path} has versions up to {newest}: name one of them, or "
+                        "leave it out for the newest")
+    return named or newest
+
+
 def planned(run: Path, store: Place, version: int, groups: Path) -> DataPin:
     """The run's pin, or where there is none what it would be; UserError where the run has another store."""
-    path = run / "data.json"
-    if not path.exists():
+    if not (run / "data.json").exists():
         return DataPin(str(store), version, str(groups))
-    pin = DataPin(**json.loads(path.read_text()))
+    pin = read_pin(run)
     if pin.store != str(store):
         raise UserError(f"run {run.name} trains on the store {pin.store}, not on {store}: use that data.store, or "
                         "another run.name")

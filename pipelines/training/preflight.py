@@ -24,7 +24,7 @@ from pipelines.resume import check_resumable
 from pipelines.store.schema import row_group_sizes
 from pipelines.store.table import ImageTextStore
 from pipelines.training import machine
-from pipelines.training.data_pin import DataPin, planned
+from pipelines.training.data_pin import DataPin, first_version, planned
 from pipelines.training.needs import ModelSize
 
 
@@ -70,7 +70,7 @@ def writable(run: Path) -> Finding:
     return Finding("storage", True, f"{run} is writable")
 
 
-def store(config: PretrainConfig, path: Place, version: int | None = None) -> Finding:
+def store(config: PretrainConfig, path: Place) -> Finding:
     """The store: there (a named one is never built), of our columns, with samples of every split that is needed."""
     table = ImageTextStore(path)
     named = f"data.store={path}"
@@ -83,8 +83,11 @@ def store(config: PretrainConfig, path: Place, version: int | None = None) -> Fi
         return Finding("store", False, f"{named} is empty: it holds no image-text store with samples", ingest)
     counts: Counter[str] = Counter()
     try:
+        version = first_version(config, table)
         for batch in table.iter_batches(["split"], version=version, rows=65_536):
             counts.update(batch["split"].to_pylist())
+    except UserError as error:
+        return Finding("store", False, str(error))
     except (ValueError, FileNotFoundError, DeltaError) as error:
         return Finding("store", False, f"{named} is no image-text store ({error})", "ingest its data anew")
     wanted = {"train": "to train on", config.evaluation.retrieval_split: "evaluation.retrieval_split",
@@ -97,8 +100,8 @@ def store(config: PretrainConfig, path: Place, version: int | None = None) -> Fi
 
 
 def data_plan(config: PretrainConfig, run: Path, store_path: Place) -> DataPin:
-    """What the run trains on: what it has pinned, else the newest version of the store, which exists."""
-    version = ImageTextStore(store_path).version()
+    """What the run trains on: what it has pinned, else what its first launch takes; the store exists."""
+    version = first_version(config, ImageTextStore(store_path))
     return planned(run, store_path, version, groups_folder(config, store_path, version))
 
 

@@ -12,8 +12,9 @@ from pipelines.store.table import ImageTextStore
 from pipelines.training.data_pin import DataPin, pinned
 from pipelines.tuning.checks import legal
 from pipelines.tuning.config import TuneConfig
+from pipelines.tuning.models import Models
 from pipelines.tuning.search import measures_of, next_point
-from pipelines.tuning.space import Point, Space
+from pipelines.tuning.space import Point, Space, with_values
 from pipelines.tuning.trials import Journal, Trial, read_trials, run_of
 
 
@@ -22,26 +23,40 @@ class Planner:
 
     data: DataPin
     """The store and the version that all trials train on; set before the first trial is planned."""
+    models: Models
+    """What is known of the points' models."""
 
     def __init__(self, config: TuneConfig, space: Space, sweep: Path) -> None:
-        self._config, self._space, self._sweep = config, space, sweep
+        self._config, self.space, self._sweep = config, space, sweep
+        self.models = Models(space)
         self._taken: set[str] = set()
 
     def trials(self) -> list[Trial]:
         """All trials so far, in order."""
         return read_trials(self._sweep, measures_of(self._config.tune))
 
-    def _next_point(self, trials: list[Trial]) -> Point | None:
+    def _next_point(self, trials: list[Trial], further: bool = False) -> Point | None:
+        """None where no trial is due, or with `further` where the space holds no point beyond these."""
         settings = self._config.tune
-        if settings.trials and len(trials) >= settings.trials:
+        if settings.trials and len(trials) >= settings.trials and not further:
             return None
-        return next_point(self._space, settings, self._config.run.seed, trials,
-                          lambda point: legal(self._config, self._space, point))
+        return next_point(self.space, settings, self._config.run.seed, trials,
+                          lambda point: legal(self._config, self.space, point) and not self.models.refusal(point))
 
     def done(self) -> bool:
         """Whether every trial has ended and no further one is due."""
         trials = self.trials()
-        return all(trial.status != "open" for trial in trials) and self._next_point(trials) is None
+        ended = bool(trials) and all(trial.status != "open" for trial in trials)
+        return ended and self._next_point(trials) is None
+
+    def rest(self) -> str:
+        """What is to be said of further points when all trials have ended; empty where they are as many as wanted."""
+        settings, trials = self._config.tune, self.trials()
+        if len(trials) < settings.trials:
+            return f"the space holds no more than these {len(trials)} points"
+        if settings.search == "grid" and settings.trials and self._next_point(trials, further=True):
+            return "the grid holds further points: raise tune.trials, or set it to 0 for all of them"
+        return ""
 
     def take(self) -> Trial | None:
         """The next trial to run in this launch: first those that an earlier one left open; None where all are through.
@@ -66,8 +81,8 @@ class Planner:
 
     def _prepare(self, trial: Trial) -> None:
         """Write the configuration, pin the data, and build the groups where no earlier trial has needed the same."""
-        config = trial_config(self._config, self._space, self._sweep, trial)
-        store = ImageTextStore(Path(self.data.store))
+        config = trial_config(self.space, self._sweep, trial, self.data)
+        store = ImageTextStore(self.data.store)
         groups = groups_folder(config, store.path, self.data.version)
         if not groups.exists():
             from pipelines.grouping.build import build_groups
@@ -81,9 +96,15 @@ class Planner:
         write_atomically(configuration_of(self._sweep, trial.name), text_of(config).encode())
 
 
-def trial_config(config: TuneConfig, space: Space, sweep: Path, trial: Trial) -> PretrainConfig:
+def on_data(config: PretrainConfig, data: DataPin) -> PretrainConfig:
+    """The same training on the sweep's data, however far the store grows, and from whatever folder it is started."""
+    store = {"data.store": data.store} if config.data.store else {}
+    return with_values(config, {"train.data_version": data.version, **store})
+
+
+def trial_config(space: Space, sweep: Path, trial: Trial, data: DataPin) -> PretrainConfig:
     """What `jobs/pretrain.py` gets for a trial."""
-    found = space.configure(trial.point)
+    found = on_data(space.configure(trial.point), data)
     return replace(found, run=replace(found.run, name=trial.name, storage=str(sweep / "trials"), takeover=False))
 
 

@@ -38,8 +38,11 @@ def check_resumable(config: TuneConfig, sweep: Path) -> None:
         if (sweep / "checkpoints").exists():
             raise UserError(f"{sweep} is a pre-training run, not a sweep: use another run.name")
         return
+    if not (sweep / "trials.jsonl").exists():
+        return  # it ended before its first trial
     try:
-        then: Any = OmegaConf.to_container(OmegaConf.load(path))
+        saved: Any = OmegaConf.to_container(OmegaConf.load(path))
+        then = keys(TuneConfig()) | saved  # keys that came later had their defaults
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} is not readable ({' '.join(str(error).split())}): restore it, or use another "
                         "run.name") from error

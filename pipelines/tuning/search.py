@@ -26,11 +26,17 @@ Legal = Callable[[Point], bool]
 
 
 def next_point(space: Space, settings: TuneSettings, seed: int, trials: Sequence[Trial], legal: Legal) -> Point | None:
-    """The point of trial number `len(trials)`; None where the space holds no further one. None comes twice."""
+    """The point of trial number `len(trials)`; None where the space holds no further one. None comes twice.
+
+    `legal` may take its time: it is not asked about points of trials, which were legal.
+    """
     used = {identity(trial.point) for trial in trials}
     if settings.search == "tpe":
-        return _tpe(space, settings, seed, trials, lambda point: legal(point) and identity(point) not in used)
-    points = _grid(space, legal) if settings.search == "grid" else _random(space, seed, legal)
+        return _tpe(space, settings, seed, trials, lambda point: identity(point) not in used and legal(point))
+
+    def sound(point: Point) -> bool:
+        return identity(point) in used or legal(point)
+    points = _grid(space, sound) if settings.search == "grid" else _random(space, seed, sound)
     return next((point for point in points if identity(point) not in used), None)
 
 

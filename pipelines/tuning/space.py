@@ -21,7 +21,7 @@ Config = TypeVar("Config")
 Point = dict[str, Any]
 """Hyperparameter (a dotted key of the configuration) -> value."""
 KINDS = ("choice", "grid", "uniform", "loguniform")
-FIXED = (*HARMLESS, "data.", "groups.path", "init", "train.schedule_steps", "train.epochs")
+FIXED = (*HARMLESS, "data.", "groups.path", "init", "train.data_version", "train.schedule_steps", "train.epochs")
 """Keys that change no result, or that trials must share to be comparable."""
 TRIES = 2000
 """Random points that are looked at before a value counts as impossible."""
@@ -151,6 +151,9 @@ def _domain(name: str, place: tuple[type[Any], str], given: Any, mistakes: list[
             kind_of = typing.get_type_hints(place[0])[place[1]]
             mistakes.append(f"{name}: {value!r} is not allowed: a value of type {_in_words(kind_of)}")
             return None
+        if not all(map(math.isfinite, _numbers(values[-1]))):
+            mistakes.append(f"{name}: {value!r} is not allowed: a finite number")
+            return None
     if kind in ("choice", "grid"):
         if len({identity({name: value}) for value in values}) < len(values):
             mistakes.append(f"{name}: a value stands twice in {listed}")
@@ -161,7 +164,7 @@ def _domain(name: str, place: tuple[type[Any], str], given: Any, mistakes: list[
 def _range(name: str, kind: Any, values: list[Any], of: Any, mistakes: list[str]) -> Domain | None:
     if of not in (int, float):
         mistakes.append(f"{name}: {kind} is for numbers; use choice")
-    elif len(values) != 2 or not all(map(math.isfinite, values)) or values[0] >= values[1]:
+    elif len(values) != 2 or values[0] >= values[1]:
         mistakes.append(f"{name}: {kind} needs [low, high] with low < high, not {values}")
     elif kind == "loguniform" and values[0] <= 0:
         mistakes.append(f"{name}: loguniform needs a low end above 0, not {values[0]}")
@@ -176,6 +179,10 @@ def _converted(place: tuple[type[Any], str], value: Any) -> Any:
     plain: Any = OmegaConf.to_container(section, resolve=True, throw_on_missing=True)
     found = plain[place[1]]
     return tuple(found) if isinstance(found, list) else found
+
+
+def _numbers(value: Any) -> list[float]:
+    return [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, float)]
 
 
 def _in_words(kind: Any) -> str:

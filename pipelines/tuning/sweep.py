@@ -17,9 +17,10 @@ from pipelines.places import run_folder, store_folder
 from pipelines.report.summary import REPORT
 from pipelines.store.table import ImageTextStore
 from pipelines.training import machine, preflight
-from pipelines.training.data_pin import DataPin, pinned
+from pipelines.training.data_pin import DataPin, first_version, pinned, read_pin
 from pipelines.training.lease import Lease, check_free
 from pipelines.training.preemption import AGAIN
+from pipelines.tuning import groups
 from pipelines.tuning.checks import checked_space, room
 from pipelines.tuning.config import TuneConfig
 from pipelines.tuning.planner import Planner
@@ -48,13 +49,15 @@ def tune(config: TuneConfig, root: Path) -> None:
         return
     check_free(folder, config.run.takeover)
     if not done:
-        _demand_here(config, folder, root)
+        _demand_here(config, planner, folder, root)
     with Lease(folder, takeover=config.run.takeover), preempted():
         save_sweep(config, folder)
         if not done:
             _train(config, planner, folder, root)
-        write_results(config, space, folder, planner.trials())
+        write_results(config, space, folder, planner.trials(), read_pin(folder))
         print_results(config, folder, planner.trials())
+    if planner.done() and (rest := planner.rest()):
+        print(rest)
     _say_what_is_missing(folder, planner.trials())
 
 
@@ -63,18 +66,21 @@ def _train(config: TuneConfig, planner: Planner, folder: Path, root: Path) -> No
     listen()
     _demand_cluster(config)
     (folder / REPORT).unlink(missing_ok=True)
-    planner.data = _data(config, folder, root)
+    planner.data = _data(config, planner, folder, root)
     from pipelines.tuning.tuner import run_trials  # late: Ray Tune takes seconds to import
     run_trials(config, planner, folder)
 
 
-def _demand_here(config: TuneConfig, folder: Path, root: Path) -> None:
-    shared = config.shared()
+def _demand_here(config: TuneConfig, planner: Planner, folder: Path, root: Path) -> None:
+    shared, path = config.shared(), store_folder(config.data, root)
     local = [] if os.environ.get("RAY_ADDRESS") else [
         room(config, os.cpu_count() or 1, _gpus(config), "this machine's")]
-    demand(preflight.store(shared, store_folder(config.data, root)), *preflight.here(shared), *local)
+    demand(preflight.store(shared, path), *preflight.here(shared), *local)
+    if ImageTextStore(path).exists():
+        demand(groups.possible(config, planner.space, folder, path))
     model, _ = preflight.model(shared)
     demand(model, preflight.writable(folder))
+    demand(*planner.models.impossible())
 
 
 def _gpus(config: TuneConfig) -> int:
@@ -89,7 +95,7 @@ def _demand_cluster(config: TuneConfig) -> None:
     demand(room(config, have.cpus, have.gpus, "the cluster's"), machine.device(config, have.gpus))
 
 
-def _data(config: TuneConfig, folder: Path, root: Path) -> DataPin:
+def _data(config: TuneConfig, planner: Planner, folder: Path, root: Path) -> DataPin:
     """The store, built where it is the missing default one, and the version that all trials train on."""
     path = store_folder(config.data, root)
     store = ImageTextStore(path)
@@ -98,8 +104,8 @@ def _data(config: TuneConfig, folder: Path, root: Path) -> DataPin:
         from pipelines.store.ingest import ingest_demo
         print(f"store: building {path}", flush=True)
         ingest_demo(config.data, path, StageProgress())
-        demand(preflight.store(config.shared(), path))
-    return pinned(folder, path, store.version(), folder)  # each trial pins the groups of its own need
+        demand(preflight.store(config.shared(), path), groups.possible(config, planner.space, folder, path))
+    return pinned(folder, path, first_version(config, store), folder)  # each trial pins the groups of its own need
 
 
 def _say_what_is_missing(folder: Path, trials: Sequence[Trial]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.training.run_directory import LineWriter, read_lines
-from pipelines.tuning.objective import Report
+from pipelines.tuning.config import TuneSettings
+from pipelines.tuning.objective import Report, lower_is_better
 from pipelines.tuning.objective import reports as reports_of
 
 Status = Literal["open", "finished", "stopped", "failed"]
@@ -97,3 +98,15 @@ def front(trials: Sequence[Trial], metric: str, against: str, lower: bool) -> li
     def beaten(mine: tuple[float, float]) -> bool:
         return any(other != mine and other[0] >= mine[0] and other[1] >= mine[1] for other in scores.values())
     return sorted((trial for trial in finished if not beaten(scores[trial.name])), key=lambda t: -t.values[metric])
+
+
+def front_of(settings: TuneSettings, trials: Sequence[Trial]) -> list[Trial]:
+    """The Pareto front of a sweep; empty where it has one measure."""
+    against = settings.against
+    return front(trials, settings.metric, against, lower_is_better(against)) if against else []
+
+
+def best_of(settings: TuneSettings, trials: Sequence[Trial]) -> Trial | None:
+    """The trial that best.yaml holds: the best one, with two measures the end of their front; None: none has finished.
+    """
+    return next(iter(front_of(settings, trials)), None) if settings.against else best(trials, settings.metric)

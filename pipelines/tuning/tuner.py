@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Plan(Searcher):
         variables = tuple((name, os.environ.get(name)) for name in AS_THE_SWEEP)
         return {"name": trial.name, "point": trial.point, "launch": Launch(
             str(configuration_of(self._sweep, trial.name)), str(run), str(run.with_suffix(".log")),
-            measures_of(self._config.tune), variables)}
+            measures_of(self._config.tune), os.getcwd(), variables)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The planner reads it from trials.jsonl."""
@@ -102,11 +103,21 @@ class Record(Callback):
         self._say(trial, f"did not end: see {trial.config['launch'].log}")
 
     def _values(self, result: dict[str, Any]) -> str:
-        return ", ".join(f"{name} {result[name]:.4g}" for name in self._measures if name in result)
+        found = ", ".join(f"{name} {result[name]:.4g}" for name in self._measures if name in result)
+        return found or f"no {' and no '.join(self._measures)}"
 
     def _say(self, trial: Any, what: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
         print(f"[{minutes}:{seconds:02d}] {trial.config['name']} {what}", flush=True)
+
+
+def in_words(config: TuneConfig, trials: Sequence[Trial]) -> str:
+    """What this launch is about to do."""
+    settings, ended = config.tune, sum(trial.status != "open" for trial in trials)
+    stopping = "" if settings.scheduler == "none" else f", early stopping by {settings.scheduler}"
+    return (f"sweep {config.run.name}: {f'{settings.trials} trials' if settings.trials else 'all points'} by "
+            f"{settings.search} search, {settings.concurrent} at a time{stopping}; what counts is "
+            f"{' against '.join(measures_of(settings))}" + (f"; {ended} trials have ended already" if ended else ""))
 
 
 def run_trials(config: TuneConfig, planner: Planner, sweep: Path) -> None:
@@ -117,8 +128,8 @@ def run_trials(config: TuneConfig, planner: Planner, sweep: Path) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what has become of a trial is ours to tell
     for left_by_a_killed_driver in sweep.glob("ray-tune-*"):
         shutil.rmtree(left_by_a_killed_driver, ignore_errors=True)
-    trials = planner.trials()
-    measures = measures_of(config.tune)
+    trials, measures = planner.trials(), measures_of(config.tune)
+    print(in_words(config, trials), flush=True)
     disposable = tempfile.mkdtemp(prefix="ray-tune-", dir=sweep)
     try:
         tune.Tuner(

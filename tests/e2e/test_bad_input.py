@@ -25,6 +25,7 @@ MISTAKES = {
     "a column": (["data.store=STORES/column"], "column 'captions' is missing"),
     "a type": (["data.store=STORES/type"], "column 'captions' has type string, expected list<"),
     "a split": (["data.store=STORES/no-val"], "no samples of split 'val' (evaluation.retrieval_split): ingest some"),
+    "a version": (["train.data_version=7"], "/good has versions up to 1: name one of them, or leave it out"),
     "unseen": (["evaluation.unseen_split=new"], "no samples of split 'new' (evaluation.unseen_split)"),
     "backbone": (["model.backbone.name=resnet19"], "near it: resnet18"),
     "weights": (["model.backbone.weights=IMAGENET1K_V1", "model.backbone.stem=standard"],

@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.tuning.trials import Journal, best, front, read_trials
-from tests.pipelines.tuning.points import trial
+from pipelines.tuning.trials import Journal, best, best_of, front, read_trials
+from tests.pipelines.tuning.points import sweep_config, trial
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
@@ -52,6 +52,16 @@ def test_only_a_finished_trial_is_best_and_the_earlier_one_of_equals() -> None:
     chosen = best(trials, "retrieval/mean_r5")
     assert chosen is not None and chosen.name == "trial-0002"
     assert best(trials[1:2], "retrieval/mean_r5") is None
+
+
+def test_with_two_measures_the_best_is_on_the_front() -> None:
+    """Of two that are equally good the cheaper one, though it came later."""
+    trials = [trial(0, {}, values=(0, 0.6), firing_rate=0.2), trial(1, {}, values=(0, 0.6), firing_rate=0.1),
+              trial(2, {}, values=(0, 0.5), firing_rate=0.01)]
+    settings = sweep_config({"train.lr": {"choice": [0.1]}}, "tune.search=tpe", "tune.against=firing_rate").tune
+    chosen = best_of(settings, trials)
+    assert chosen is not None and chosen.name == "trial-0001"
+    assert best_of(settings, []) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12), st.booleans())
