@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipelines.config import PretrainConfig
 from pipelines.files import write_atomically
+from pipelines.precision import recorded
 from pipelines.report.summary import REPORT, program
 from pipelines.resume import text_of
 from pipelines.training.data_pin import DataPin
@@ -23,7 +24,7 @@ from pipelines.tuning.config import TuneConfig
 from pipelines.tuning.planner import on_data
 from pipelines.tuning.search import measures_of
 from pipelines.tuning.space import Space
-from pipelines.tuning.trials import Trial, best_of, front_of
+from pipelines.tuning.trials import Trial, best_of, front_of, run_of
 
 BEST = "best.yaml"
 SHOWN = 10
@@ -42,15 +43,15 @@ def write_results(config: TuneConfig, space: Space, sweep: Path, trials: Sequenc
     (sweep / REPORT).unlink(missing_ok=True)
     chosen = best_of(config.tune, trials)
     if chosen:
-        write_atomically(sweep / BEST, text_of(best_config(config, space, chosen, data)).encode())
+        write_atomically(sweep / BEST, text_of(best_config(config, space, sweep, chosen, data)).encode())
     write_tables(config, sweep, trials)
     write_hparams(config, sweep, trials)
     write_sweep_report(config, space, sweep, trials)
 
 
-def best_config(config: TuneConfig, space: Space, trial: Trial, data: DataPin) -> PretrainConfig:
-    """The configuration of a trial under a name of its own, where the sweep's runs lie."""
-    found = on_data(space.configure(trial.point), data)
+def best_config(config: TuneConfig, space: Space, sweep: Path, trial: Trial, data: DataPin) -> PretrainConfig:
+    """The configuration that a trial trained with, under a name of its own, where the sweep's runs lie."""
+    found = recorded(on_data(space.configure(trial.point), data), run_of(sweep, trial.name))
     return replace(found, run=replace(config.run, name=f"{config.run.name}-best", takeover=False))
 
 

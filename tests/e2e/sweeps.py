@@ -11,7 +11,7 @@ from tests.e2e.conftest import Jobs, lines
 
 SPACE = {"train.lr": {"choice": [1e-3, 3e-3, 1e-5]}, "model.summary_ratio.value": {"uniform": [0.5, 1.5]}}
 KEYS = ("scaling.workers=1", "train.validate_every=3", "evaluation.validate_samples=0", "evaluation.rerank=0",
-        "checkpoint.keep=1", "tune.concurrent=2", "tune.metric=itm/accuracy_random")
+        "checkpoint.keep=1", "tune.concurrent=2", "tune.metric=itm/accuracy_random", "train.precision=auto")
 
 
 def start(jobs: Jobs, name: str, *keys: str, space: dict | None = None) -> subprocess.Popen[str]:
