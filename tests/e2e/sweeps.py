@@ -26,7 +26,10 @@ def run(jobs: Jobs, name: str, *keys: str, space: dict | None = None,
         timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """Run a sweep to its end."""
     process = start(jobs, name, *keys, space=space)
-    out, err = process.communicate(timeout=timeout)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.terminate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
