@@ -67,7 +67,7 @@ class Planner:
     def _prepare(self, trial: Trial) -> None:
         """Write the configuration, pin the data, and build the groups where no earlier trial has needed the same."""
         config = trial_config(self._config, self._space, self._sweep, trial)
-        store = ImageTextStore(Path(self.data.store))
+        store = ImageTextStore(self.data.store)
         groups = groups_folder(config, store.path, self.data.version)
         if not groups.exists():
             from pipelines.grouping.build import build_groups

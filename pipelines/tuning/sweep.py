@@ -13,7 +13,7 @@ from cluster import nodes
 from cluster.connection import connect
 from pipelines.errors import FinalError, Preempted
 from pipelines.finding import demand
-from pipelines.places import run_folder, store_folder
+from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.report.summary import REPORT
 from pipelines.store.table import ImageTextStore
 from pipelines.training import machine, preflight
@@ -69,10 +69,11 @@ def _train(config: TuneConfig, planner: Planner, folder: Path, root: Path) -> No
 
 
 def _demand_here(config: TuneConfig, folder: Path, root: Path) -> None:
-    shared = config.shared()
+    shared, store = config.shared(), store_folder(config.data, root)
     local = [] if os.environ.get("RAY_ADDRESS") else [
         room(config, os.cpu_count() or 1, _gpus(config), "this machine's")]
-    demand(preflight.store(shared, store_folder(config.data, root)), *preflight.here(shared), *local)
+    groups_folder(shared, store, 0)  # that there is a place for them
+    demand(preflight.store(shared, store), *preflight.here(shared), *local)
     model, _ = preflight.model(shared)
     demand(model, preflight.writable(folder))
 
