@@ -48,7 +48,10 @@ def to_row(sample: Sample, source: str, batch_id: str, data: DataConfig) -> dict
     small = shrink(pixels, data.short_side)
     if data.encode == "jpeg" or small is not pixels:
         metadata["original_sha256"] = hashlib.sha256(image).hexdigest()
-        image = to_jpeg(small, data.quality)
+        try:
+            image = to_jpeg(small, data.quality)
+        except BadImage as error:
+            return Rejected(sample.sample_id, error.reason, error.detail)
     return {
         "sample_id": sample.sample_id, "source": source, "split": sample.split, "image": image,
         "width": small.shape[1], "height": small.shape[0], "sha256": hashlib.sha256(image).hexdigest(),
