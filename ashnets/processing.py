@@ -163,6 +163,8 @@ def _open_other(data: bytes) -> Image.Image:
 
 def rgb(image: Image.Image) -> UInt8[ndarray, "H W 3"]:
     """A PIL image as RGB; transparency becomes white."""
+    if image.mode == "I;16":  # grey of 16 bits, which `convert` would cut at 255: white nearly everywhere
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -18,13 +18,15 @@ def main(argv: list[str]) -> None:
                         description="Show a store's versions, rows by source and split, refusals by reason, lengths of "
                                     "captions and sizes of images; write store.html and contact_sheet.png.")
     print("\n".join(command.difference), flush=True)
-    from pipelines.report.store_page import write_inspection  # late: these take seconds to import
+    from pipelines.location import folder_of  # late: these take seconds to import
+    from pipelines.report.store_page import write_inspection
     from pipelines.store.inspection import inspect, told
 
     config = command.config
+    to = folder_of("to", config.to, "pages") if config.to else None
     found = inspect(config.data.store or default_root() / "data" / "demo", config.samples, config.seed)
     beside = found.path.parent if isinstance(found.path, Path) else Path.cwd()
-    folder = Path(config.to).expanduser() if config.to else beside / f"{found.path.name}.inspection"
+    folder = to or beside / f"{found.path.name}.inspection"
     write_inspection(found, folder)
     print("\n".join([*told(found), f"to look at: {folder / 'store.html'} and contact_sheet.png beside it"]))
 

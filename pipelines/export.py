@@ -16,6 +16,7 @@ from pathlib import Path
 from pipelines.config import PretrainConfig
 from pipelines.errors import UserError
 from pipelines.files import sync
+from pipelines.location import folder_of
 from pipelines.model_source import CONFIG, WEIGHTS, ModelSource, complete_export, find_model
 
 
@@ -41,7 +42,7 @@ def export(config: ExportConfig, root: Path) -> Path:
         folder = complete(source.run)
         parameters = _parameters(folder, folder)
     else:
-        folder = Path(config.to).expanduser().absolute()
+        folder = folder_of("to", config.to, "exports")
         parameters = _copy(source, folder, root)
     print(f"export: {parameters:,} parameters, loads whole: {folder}")
     print(f"to use it: python -c 'import ashnets; model, processor = ashnets.load(\"{folder}\")'")

@@ -149,6 +149,13 @@ def place_of(name: str | Place) -> Place:
     return Path(name).expanduser().absolute()
 
 
+def folder_of(key: str, name: str, what: str) -> Path:
+    """The absolute path of the folder that `key` names; UserError for an address, where `what` cannot lie."""
+    if not is_local(name):
+        raise UserError(f"{key}={name} is an address: {what} lie in a folder that every node sees, name its path")
+    return Path(name).expanduser().absolute()
+
+
 def locate(place: str | Place) -> tuple[fs.FileSystem, str]:
     """The file system of a path or address, and the path in it; UserError for an address that nothing serves."""
     text = str(place)

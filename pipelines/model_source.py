@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import UserError
+from pipelines.location import folder_of
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -33,7 +34,7 @@ def find_model(key: str, location: str, root: Path) -> ModelSource:
         if not Path(location).exists():
             raise UserError(f"{key} is empty and there is no demo run at {location}: name a run or an export, "
                             f"{key}=PATH")
-    path = Path(location).expanduser().absolute()
+    path = folder_of(key, location, "models")
     if not path.exists() and (root / "runs" / location).exists():
         path = (root / "runs" / location).absolute()
     if not path.is_dir():

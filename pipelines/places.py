@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.config import DataConfig, GroupsConfig, PretrainConfig
 from pipelines.errors import UserError
-from pipelines.location import Address, Place, is_local, place_of
+from pipelines.location import Address, Place, folder_of, place_of
 
 
 def _fingerprint(*parts: object) -> str:
@@ -16,9 +16,9 @@ def _fingerprint(*parts: object) -> str:
 
 
 def run_folder(config: PretrainConfig, root: Path) -> Path:
-    """The run's folder."""
-    storage = Path(config.run.storage).expanduser() if config.run.storage else root / "runs"
-    return storage.absolute() / config.run.name
+    """The run's folder; UserError where run.storage is an address."""
+    named = config.run.storage
+    return (folder_of("run.storage", named, "runs") if named else root.absolute() / "runs") / config.run.name
 
 
 def store_folder(data: DataConfig, root: Path) -> Place:
@@ -36,9 +36,7 @@ def groups_folder(config: PretrainConfig, store: Place, version: int) -> Path:
     """
     groups: GroupsConfig = config.groups
     if groups.path:
-        if not is_local(groups.path):
-            raise UserError(f"groups.path={groups.path} is an address: groups lie in a folder that every node sees")
-        return Path(groups.path).expanduser().absolute()
+        return folder_of("groups.path", groups.path, "groups")
     if isinstance(store, Address):
         raise UserError(f"groups.path is missing: {store} is an address, and groups lie in a folder that every node "
                         "sees: groups.path=FOLDER")

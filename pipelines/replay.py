@@ -18,7 +18,7 @@ from cluster import comm_op
 from pipelines.errors import UserError
 from pipelines.feed.batches import local_batches
 from pipelines.grouping.materialise import GroupedStore
-from pipelines.location import place_of
+from pipelines.location import folder_of, place_of
 from pipelines.pretraining import make_job
 from pipelines.replay_config import ReplayConfig
 from pipelines.resume import load_config
@@ -81,7 +81,7 @@ def find_run(location: str, root: Path) -> Path:
     """The run's folder: a path, or a name below `root`/runs; UserError where it is none."""
     if not location:
         raise UserError("run is missing: name a run's folder, or a run below the default storage, run=RUN")
-    for path in (Path(location).expanduser(), root / "runs" / location):
+    for path in (folder_of("run", location, "runs"), root / "runs" / location):
         if (path / "config.yaml").is_file() and (path / "data.json").is_file():
             return path.absolute()
     raise UserError(f"run={location}: no run with config.yaml and data.json lies there or in {root / 'runs'}")

@@ -19,6 +19,7 @@ from pipelines.embedding.settings import EmbedConfig
 from pipelines.embedding.task import Done, Part, Work, embed_part
 from pipelines.errors import UserError, is_users_mistake
 from pipelines.files import sync, write_atomically
+from pipelines.location import folder_of
 from pipelines.model_source import CONFIG, WEIGHTS, complete_export
 from pipelines.store.schema import row_group_sizes
 from pipelines.store.table import ImageTextStore
@@ -35,7 +36,7 @@ def check(config: EmbedConfig, root: Path) -> tuple[Path, ImageTextStore]:
     """The export and the store that `config` names; UserError where something will not do, before Ray starts."""
     if not config.to:
         raise UserError("to is empty: name the folder to write, to=FOLDER")
-    if Path(config.to).expanduser().exists():
+    if folder_of("to", config.to, "embeddings").exists():
         raise UserError(f"to={config.to} exists already: name a folder that does not, or remove it first")
     export = export_with_embeddings(config.model, root)
     store = ImageTextStore(config.data.store or root / "data" / "demo")
@@ -62,7 +63,7 @@ def embed(config: EmbedConfig, export: Path, store: ImageTextStore, progress: Pr
 
     Raises UserError where the store is damaged or the folder cannot be written.
     """
-    to, version = Path(config.to).expanduser().absolute(), store.version()
+    to, version = folder_of("to", config.to, "embeddings"), store.version()
     folder = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}")
     try:
         folder.mkdir(parents=True)

@@ -26,7 +26,9 @@ def entries(config: SourceConfig, dropped: Dropped) -> Iterator[Entry | Rejected
         reference = f"{config.source_name}/{image_id}"
         yield from rejections(reference, found)
         if "image" in found:
-            name = found["image"][0]
+            name, *others = dict.fromkeys(found["image"])
+            yield from (Rejected(reference, "duplicate id", f"{other!r:.200} has the id of {name!r:.200}")
+                        for other in others)
             yield Entry(reference, split, (name, folder + name), tuple(found.get("caption", ())),
                         {"coco_id": int(image_id)})
         elif "caption" in found:

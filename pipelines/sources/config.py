@@ -57,7 +57,8 @@ class SourceConfig:
         require(self.first_captions >= 0, "source.first_captions", self.first_captions, "0 or more")
         require(not self.name or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None, "source.name",
                 self.name, "letters, digits, '.', '_' and '-', starting with a letter or digit")
-        require(not self.split or is_split(self.split), "source.split", self.split, "letters, digits, '_' and '-'")
+        require(not self.split or is_split(self.split), "source.split", self.split,
+                "at most 64 letters, digits, '_' and '-'")
         for pair in self.splits:
             theirs, equals, ours = pair.partition("=")
             require(bool(theirs and equals) and (not ours or is_split(ours)), "source.splits", pair,
@@ -99,4 +100,4 @@ def file_name(place: str) -> str:
 
 def is_split(name: str) -> bool:
     """Whether `name` can name a split."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name) is not None

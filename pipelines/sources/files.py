@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
@@ -23,6 +24,9 @@ from pipelines.location import is_local, locate, reach, reaching
 MAX_IMAGE_BYTES = 64 * 2**20
 """An encoded image of more bytes is refused before it is read."""
 
+MAX_GROWTH, MIN_LIMIT = 100, 64 * 2**20
+"""A compressed file may grow so many times, and to so many bytes anyhow; texts grow 5 to 30 times."""
+_CODECS = {".gz": "gzip", ".tgz": "gzip", ".bz2": "bz2", ".lz4": "lz4", ".zst": "zstd"}
 _DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 _CHUNK = 2**20
 
@@ -73,13 +77,42 @@ def _info(key: str, place: str, what: str) -> fs.FileInfo:
 
 
 def open_file(place: str) -> io.BufferedReader:
-    """The file's bytes as a stream, decompressed where its name ends in .gz, .bz2 or .zst; UserError if unreadable."""
+    """The file's bytes as a stream, decompressed where its name ends in .gz, .tgz, .bz2, .lz4 or .zst.
+
+    UserError where it cannot be read, and later where it decompresses to MAX_GROWTH times its size.
+    """
     system, path = locate(place)
+    codec = next((codec for ending, codec in _CODECS.items() if path.lower().endswith(ending)), None)
     try:
         with reaching(place):
-            return io.BufferedReader(system.open_input_stream(path), _CHUNK)
+            file = system.open_input_file(path)
+            return io.BufferedReader(file if codec is None else _Unpacked(place, file, codec), _CHUNK)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{place} cannot be read ({_first_line(error)})") from error
+
+
+class _Unpacked(io.RawIOBase):
+    """A compressed file as it was; a few bytes of one may stand for gigabytes of one text, so its growth is bounded."""
+
+    def __init__(self, place: str, file: pa.NativeFile, codec: str) -> None:
+        self._place, self._size = place, file.size()
+        self._stream, self._left = pa.CompressedInputStream(file, codec), max(MIN_LIMIT, MAX_GROWTH * self._size)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._stream.read(len(buffer))
+        buffer[:len(content)] = content
+        self._left -= len(content)
+        if self._left < 0:
+            raise UserError(f"{self._place} decompresses to more than {MAX_GROWTH} times its {self._size:,} bytes: "
+                            "unpack it, if you know what it is")
+        return len(content)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def list_files(folder: str, endings: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
@@ -90,8 +123,11 @@ def list_files(folder: str, endings: Sequence[str] = ()) -> Iterator[tuple[str, 
 
 
 def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    with os.scandir(folder) as entries:
-        here = sorted(entries, key=lambda entry: entry.name)
+    try:
+        with os.scandir(folder) as entries:
+            here = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}): mend its permissions, or move it away") from error
     for entry in here:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path, f"{prefix}{entry.name}/")

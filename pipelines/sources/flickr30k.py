@@ -63,10 +63,14 @@ def _bars(path: str) -> Iterator[Fact]:
 def _annotations(path: str) -> Iterator[Fact]:
     for number, row in table_rows(path, ",", ("raw", "split", "filename")):
         try:
+            if isinstance(row, Refused):
+                raise row
             captions = json.loads(row["raw"])
             if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
                 raise ValueError("`raw` is no list of texts")
             yield row["filename"], "split", row["split"]
             yield from ((row["filename"], "caption", caption) for caption in captions)
-        except (KeyError, ValueError) as error:
+        except Refused as error:
+            yield bad(f"line {number}", error)
+        except (KeyError, ValueError, RecursionError) as error:
             yield bad(f"line {number}", Refused("wrong fields", str(error)))

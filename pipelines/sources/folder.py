@@ -42,6 +42,8 @@ def entries(config: SourceConfig, dropped: Dropped) -> Iterator[Entry | Rejected
 def _from_file(config: SourceConfig) -> Iterator[Fact]:
     for number, row in _rows(config):
         try:
+            if isinstance(row, Refused):
+                raise row
             name = safe_name(field(row, config.image_column, str))
             captions = field(row, config.caption_column, (str, list))
             texts = [captions] if isinstance(captions, str) else captions
@@ -54,7 +56,7 @@ def _from_file(config: SourceConfig) -> Iterator[Fact]:
             yield from facts
 
 
-def _rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(config: SourceConfig) -> Iterator[tuple[int, dict[str, Any] | Refused]]:
     columns = [name for name in (config.image_column, config.caption_column, config.split_column) if name]
     ending = file_name(config.captions).removesuffix(".gz").rpartition(".")[2].lower()
     if ending in ("csv", "tsv"):

@@ -14,8 +14,9 @@ from pipelines.sources import coco, flickr30k, folder, karpathy, nlvr2, snli_ve,
 from pipelines.sources.config import SourceConfig, file_name
 from pipelines.sources.files import hash_file, hash_folder, is_folder, list_files, need_file, need_folder
 from pipelines.sources.index import Dropped, Importer, build_index
-from pipelines.sources.parquet_rows import Columns, ParquetSource, count_failures, find_pieces
+from pipelines.sources.parquet_rows import ENDINGS, Columns, ParquetSource, count_failures, find_pieces
 from pipelines.sources.record import Source
+from pipelines.sources.tar_shards import ENDINGS as TARS
 from pipelines.sources.tar_shards import TarSource
 
 VERSION = 1
@@ -26,7 +27,6 @@ IMPORTERS: dict[str, Importer] = {
     "snli_ve": snli_ve.entries,
 }
 """Formats whose images lie apart from their captions."""
-TARS = (".tar", ".tar.gz", ".tgz")
 _PLACES = ("path", "images", "captions", "image_data", "coco_held_out", "annotations")
 
 
@@ -76,7 +76,7 @@ def open_source(config: SourceConfig, settings: Mapping[str, Any]) -> tuple[Sour
     if config.format == "img2dataset":
         return _img2dataset(config, settings)
     if config.format == "parquet":
-        place, files = (config.path, _names(config, (".parquet",))) if is_folder(config.path) else _apart(config.path)
+        place, files = (config.path, _names(config, ENDINGS)) if is_folder(config.path) else _apart(config.path)
         columns = Columns(config.image_column, config.caption_column, config.split_column, config.id_column)
         return _parquet(config, settings, place, files, columns), Dropped()
     images = config.images or config.path

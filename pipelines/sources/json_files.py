@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,7 +71,7 @@ def json_lines(place: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.strip():
             try:
                 item = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{place} has no whole JSON in line {number}: download it again, or mend that line"
                                 ) from error
             if not isinstance(item, dict):
@@ -83,7 +84,7 @@ def field(item: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     """`item[name]`, raising Refused unless it is there and of `kind` (`wrong fields`), and UTF-8 (`wrong encoding`)."""
     value = item.get(name) if isinstance(item, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise Refused("wrong fields", f"{name!r} is missing or no {_word(kind)}: {json.dumps(item, default=str)[:120]}")
+        raise Refused("wrong fields", f"{name!r} is missing or no {_word(kind)}: {reprlib.repr(item)[:120]}")
     if isinstance(value, str):
         try:
             value.encode()

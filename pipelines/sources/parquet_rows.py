@@ -1,8 +1,8 @@
-"""Parquet with images in it or beside it: any table with named columns, and img2dataset's Parquet output."""
+"""Parquet or Arrow files with images in them or beside them: any table with named columns, and img2dataset's output."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,15 @@ from pipelines.location import join
 from pipelines.sources.config import is_split
 from pipelines.sources.files import MAX_IMAGE_BYTES, Refused, read_image
 from pipelines.sources.record import Rejected, Sample
+from pipelines.store.ipc import ENDINGS as ARROW
+from pipelines.store.ipc import ipc_schema, is_ipc, iter_ipc_batches
 from pipelines.store.schema import iter_batches, open_parquet
 
 SUCCESS = "success"
-_TEXT = (pa.types.is_string, pa.types.is_large_string)
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary)
+ENDINGS = (".parquet", *ARROW)
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_LISTS = (pa.types.is_list, pa.types.is_large_list)
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Piece:
-    """A row group, the unit of reading."""
+    """A row group, the unit of reading; of an Arrow file the whole."""
 
     file: str
     row_group: int
@@ -50,7 +54,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """A source (see record.py) whose parts are row groups."""
+    """A source (see record.py) whose parts are row groups, or Arrow files."""
 
     name: str
     settings: Mapping[str, Any]
@@ -65,11 +69,11 @@ class ParquetSource:
 
     @property
     def parts(self) -> int:
-        """Number of row groups."""
+        """Number of pieces."""
         return len(self.pieces)
 
     def read(self, part: int) -> Iterator[Sample | Rejected]:
-        """The samples of one row group; UserError naming the file where it is damaged."""
+        """The samples of one piece; UserError naming the file where it is damaged."""
         piece = self.pieces[part]
         for number, row in enumerate(self._rows(piece), start=piece.first_row):
             reference = f"{self.name}/{piece.file.removesuffix('.parquet')}/{number}"
@@ -82,8 +86,10 @@ class ParquetSource:
                 yield sample
 
     def _rows(self, piece: Piece) -> Iterator[Mapping[str, Any]]:
+        place, names = join(self.folder, piece.file), self.columns.names
         try:
-            for batch in iter_batches(join(self.folder, piece.file), self.columns.names, [piece.row_group]):
+            for batch in (iter_ipc_batches(place, names) if is_ipc(piece.file) else
+                          iter_batches(place, names, [piece.row_group])):
                 yield from _as_bytes(batch).to_pylist()
         except ValueError as error:  # the gate's; only a UserError keeps its meaning on the way to the driver
             raise UserError(str(error)) from error
@@ -121,8 +127,12 @@ class ParquetSource:
 
 
 def find_pieces(folder: str, files: Sequence[str], columns: Columns, names_images: bool) -> tuple[Piece, ...]:
-    """The row groups of all files; UserError where one cannot be read, or lacks a column or its type."""
+    """The row groups of all files, and Arrow files; ValueError where one cannot be read, or lacks a column or its type.
+    """
     def of_file(name: str) -> list[Piece]:
+        if is_ipc(name):
+            check_columns(ipc_schema(join(folder, name)), columns, names_images, join(folder, name))
+            return [Piece(name, 0, 0)]
         with open_parquet(join(folder, name)) as opened:
             check_columns(opened.schema_arrow, columns, names_images, join(folder, name))
             pieces, first = [], 0
@@ -135,25 +145,42 @@ def find_pieces(folder: str, files: Sequence[str], columns: Columns, names_image
 
 
 def check_columns(schema: pa.Schema, columns: Columns, names_images: bool, file: str) -> None:
-    """Raise UserError naming file and column unless the columns are there and hold what they should."""
+    """Raise UserError naming file and column unless the columns are there, once, and hold what they should."""
     for name in columns.names:
         if name not in schema.names:
             raise UserError(f"{file}: column {name!r} is missing; it has {', '.join(schema.names)}: name it by "
                             "source.image_column, source.caption_column, source.split_column or source.id_column")
-    image, caption = schema.field(columns.image).type, schema.field(columns.caption).type
+        if schema.names.count(name) > 1:
+            raise UserError(f"{file}: {schema.names.count(name)} columns have the name {name!r}: give each its own")
+    found = {name: _values(schema.field(name).type) for name in columns.names}
+
+    def expect(name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            raise UserError(f"{file}: column {name!r} has type {schema.field(name).type}, expected {wanted}")
+
+    image, caption = found[columns.image], found[columns.caption]
     if pa.types.is_struct(image):
         children = {image.field(i).name: image.field(i).type for i in range(image.num_fields)}
-        fits = "bytes" in children and any(is_type(children["bytes"]) for is_type in _BYTES) and not names_images
+        fits = "bytes" in children and _is(children["bytes"], _BYTES) and not names_images
     else:
-        fits = any(is_type(image) for is_type in (_TEXT if names_images else _BYTES))
-    if not fits:
-        wanted = "file names as text, since source.images is set" if names_images else (
-            "encoded images as bytes; if it holds file names, name their folder by source.images")
-        raise UserError(f"{file}: column {columns.image!r} has type {image}, expected {wanted}")
-    if pa.types.is_list(caption) or pa.types.is_large_list(caption):
-        caption = caption.value_type
-    if not any(is_type(caption) for is_type in _TEXT):
-        raise UserError(f"{file}: column {columns.caption!r} has type {caption}, expected text or a list of texts")
+        fits = _is(image, _TEXT if names_images else _BYTES)
+    expect(columns.image, fits, "file names as text, since source.images is set" if names_images else (
+        "encoded images as bytes; if it holds file names, name their folder by source.images"))
+    expect(columns.caption, _is(caption.value_type if _is(caption, _LISTS) else caption, _TEXT),
+           "text or a list of texts")
+    for name in filter(None, (columns.split, columns.status, columns.url)):
+        expect(name, _is(found[name], _TEXT), "text")
+    if columns.id:
+        expect(columns.id, _is(found[columns.id], (*_TEXT, pa.types.is_integer)), "text or whole numbers")
+
+
+def _is(kind: pa.DataType, kinds: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, which a dictionary (a category of pandas) may hold."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def count_failures(folder: str, files: Sequence[str]) -> Counter[str]:
@@ -172,11 +199,12 @@ def count_failures(folder: str, files: Sequence[str]) -> Counter[str]:
 def _as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Texts as bytes: reading a text that is not UTF-8 would fail the whole batch."""
     def column(values: pa.Array) -> pa.Array:
-        kind = values.type
-        if any(is_type(kind) for is_type in _TEXT):
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if _is(values.type, _TEXT):
             return values.cast(pa.large_binary())
-        if pa.types.is_list(kind) and any(is_type(kind.value_type) for is_type in _TEXT):
-            return values.cast(pa.list_(pa.large_binary()))
+        if _is(values.type, _LISTS) and _is(values.type.value_type, _TEXT):
+            return values.cast(pa.large_list(pa.large_binary()))
         return values
     return pa.record_batch([column(values) for values in batch.columns], names=batch.schema.names)
 

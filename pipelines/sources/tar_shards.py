@@ -5,6 +5,7 @@ Tars are read as streams and nothing is ever unpacked: a member's name only tell
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
 TEXTS = ("txt", "json")
 MAX_TEXT = 16 * 2**20
 MAX_HEADER = 2**20
+ENDINGS = (".tar", ".tar.gz", ".tgz")
+_ENDING = re.compile(r"(\.tar(\.gz)?|\.tgz)$", re.IGNORECASE)
 _LONG_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
                  tarfile.GNUTYPE_LONGLINK)
 
@@ -48,7 +51,7 @@ class TarSource:
     def read(self, part: int) -> Iterator[Sample | Rejected]:
         """The samples of one shard, in its order; UserError where it is no whole tar."""
         shard = self.shards[part]
-        prefix = f"{self.name}/{shard.rpartition('.tar')[0]}" if self.shard_in_id else self.name
+        prefix = f"{self.name}/{_ENDING.sub('', shard)}" if self.shard_in_id else self.name
         members = _members(join(self.folder, shard))
         for key, of_sample in groupby(members, lambda member: member[0]):
             files: dict[str, bytes] = {}
@@ -124,6 +127,8 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[tuple[st
             file = tar.extractfile(member)
             assert file is not None
             yield key, ending, file.read()
+        else:
+            yield key, ending, b""  # so that a sample of nothing else is missed by somebody
     except Refused as error:
         yield key.encode(errors="replace").decode(), ending, error
 
@@ -136,9 +141,10 @@ def _decoded(ending: str, content: bytes) -> str:
 
 
 def _json(content: bytes) -> dict[str, Any]:
+    text = _decoded("json", content)
     try:
-        described = json.loads(_decoded("json", content))
-    except (json.JSONDecodeError, RecursionError) as error:
+        described = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise Refused("wrong fields", f".json is not JSON: {error}") from error
     if not isinstance(described, dict):
         raise Refused("wrong fields", ".json is no object")

@@ -6,11 +6,11 @@ names the files that count: whoever reads sees the rows before an ingest or thos
 from __future__ import annotations
 
 import json
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +23,9 @@ from pipelines.location import Place, place_of
 from pipelines.sources.files import Refused, read_image
 from pipelines.sources.index import Entry, IndexedSource
 from pipelines.sources.record import Rejected, Sample
+from pipelines.store.attempts import attempt_at, file_name
 from pipelines.store.ingest import Progress
-from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, write_quarantine
+from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, refusal, write_quarantine
 from pipelines.store.schema import check_columns, iter_batches, open_parquet, write_parquet
 from pipelines.store.told import raise_told
 from pipelines.store.validate import to_row
@@ -76,15 +77,29 @@ def manifest_of(folder: Place) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+@dataclass(frozen=True)
+class _Committed:
+    """A sub-folder, as attempts.py looks at places that are written to."""
+
+    path: Place
+
+    def exists(self) -> bool:
+        return bool(manifest_of(self.path))
+
+    def files(self) -> list[str]:
+        return [str(self.path / name) for name in manifest_of(self.path).get("files", ())]
+
+
 def write_task_table(source: IndexedSource, task: str, batch_id: str, data: DataConfig, folder: Place,
                      progress: Progress | None) -> dict[str, Any]:
     """Write the rows of `source` as a table's sub-folder `folder`, in place of what it held; Ray must be connected.
 
-    Returns the new manifest. Raises UserError, with nothing changed, where more than data.max_bad_share are bad.
+    Returns the new manifest. Of two at once the later to end stands. Raises UserError, with nothing changed, where more
+    than data.max_bad_share are bad.
     """
-    attempt = uuid.uuid4().hex[:8]
-    work = partial(_write_part, source=source, task=task, batch_id=batch_id, data=data, folder=folder, attempt=attempt)
-    try:
+    with raise_told(folder.parent), attempt_at(_Committed(folder)) as attempt:
+        work = partial(_write_part, source=source, task=task, batch_id=batch_id, data=data, folder=folder,
+                       attempt=attempt)
         dataset = ray.data.range(source.parts, override_num_blocks=max(1, source.parts)).map_batches(
             work, batch_size=1, batch_format="pyarrow")
         parts: list[dict[str, Any]] = []
@@ -93,13 +108,10 @@ def write_task_table(source: IndexedSource, task: str, batch_id: str, data: Data
             if progress is not None:
                 progress("ingest", len(parts), source.parts)
         manifest = _judge(sorted(parts, key=lambda part: part["part"]), task, batch_id, data, folder)
+        before = manifest_of(folder).get("files", ())
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    finally:
-        # What an earlier manifest named and this one does not, and what was never named, is of no use to anybody.
-        named = set(manifest_of(folder).get("files", ()))
-        for file in folder.glob("part-*.parquet"):
-            if file.name not in named:
-                file.unlink()
+        for name in set(before) - set(manifest["files"]):
+            (folder / name).unlink(missing_ok=True)
     return manifest
 
 
@@ -107,8 +119,11 @@ def _judge(parts: list[dict[str, Any]], task: str, batch_id: str, data: DataConf
     """Write the quarantine, hold the bad share against its limit; the manifest."""
     refused = pa.Table.from_pylist([row for part in parts for row in part["refused"]], QUARANTINE_SCHEMA)
     rows: Counter[str] = sum((Counter(part["rows"]) for part in parts), Counter())
-    where = write_quarantine(folder.parent, batch_id, [refused]) if refused.num_rows else None
     total = rows.total() + refused.num_rows
+    if not total:
+        raise UserError(f"the source holds no record: nothing was changed in {folder}; look at source.path, "
+                        "source.format and source.splits")
+    where = write_quarantine(folder.parent, batch_id, [refused])
     if refused.num_rows > data.max_bad_share * total:
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(refused).items())
         raise UserError(f"{refused.num_rows} of {total} records are bad ({reasons}), more than "
@@ -130,7 +145,7 @@ def _write_part(numbers: pa.Table, source: IndexedSource, task: str, batch_id: s
             rows.update(row["split"] for row in good)
             annotations += sum(len(row["annotations"]) for row in good)
             if good:
-                files.append(f"part-{number:06d}-{piece:04d}-{attempt}.parquet")
+                files.append(file_name("part", number, piece, attempt))
                 write_parquet(pa.Table.from_pylist(good, task_schema(task)), folder / files[-1])
     told = {"part": number, "source": source.name, "files": files, "refused": refused, "rows": rows,
             "annotations": annotations}
@@ -138,19 +153,18 @@ def _write_part(numbers: pa.Table, source: IndexedSource, task: str, batch_id: s
 
 
 def _pieces(source: IndexedSource, part: int, batch_id: str, data: DataConfig
-            ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+            ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, str]]]]:
     """A part's rows and refusals, in pieces that fit the memory."""
     good: list[dict[str, Any]] = []
-    bad: list[dict[str, Any]] = []
+    bad: list[dict[str, str]] = []
     held = 0
     for entry in source.entries(part):
         row = entry if isinstance(entry, Rejected) else _row(entry, source, batch_id, data)
         if isinstance(row, Rejected):
-            bad.append({"batch_id": batch_id, "source": source.name, "reference": row.reference, "reason": row.reason,
-                        "detail": row.detail})
+            bad.append(refusal(batch_id, source.name, row))
         else:
             good.append(row)
-            held += sum(map(len, row["images"]))
+            held += sum(map(len, row["images"])) + sum(map(len, cast(Entry, entry).texts))
         if held >= FILE_BYTES:
             yield good, bad
             good, bad, held = [], [], 0

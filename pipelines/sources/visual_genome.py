@@ -30,7 +30,9 @@ def joined(config: SourceConfig, dropped: Dropped, texts: Iterator[Fact]) -> Ite
         yield from rejections(reference, found)
         if "image" in found:
             # Whoever unpacked both archives into one folder has the file there.
-            name = found["image"][0]
+            name, *others = dict.fromkeys(found["image"])
+            yield from (Rejected(reference, "duplicate id", f"{other!r:.200} has the id of {name!r:.200}")
+                        for other in others)
             metadata = {"visual_genome_id": int(image_id)} | ({"coco_id": int(coco_id)} if (
                 coco_id := found["coco_id"][0]) else {})
             yield Entry(reference, split, (name, name.rpartition("/")[2]), tuple(dict.fromkeys(found.get("text", ()))),

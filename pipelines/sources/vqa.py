@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pipelines.errors import UserError
@@ -23,15 +23,17 @@ def entries(config: SourceConfig, dropped: Dropped) -> Iterator[Entry | Rejected
     The split and the names of the images follow from the file's data_subtype; source.split goes before it.
     """
     subset = next(json_items(config.path, "data_subtype"))
-    if subset not in SPLITS:
-        raise UserError(f"{config.path}: data_subtype {subset!r} is not one of {', '.join(SPLITS)}: name VQA v2's "
+    if not isinstance(subset, str) or subset not in SPLITS:
+        raise UserError(f"{config.path}: data_subtype {subset!r:.80} is not one of {', '.join(SPLITS)}: name VQA v2's "
                         "questions file")
     split, folder = config.our_split(config.split or SPLITS[subset]), subset.replace("test-dev", "test")
     for image_id, found in gather(_facts(config)):
         reference = f"{config.source_name}/{image_id}"
         yield from rejections(reference, found)
-        questions = {item["question_id"]: item for item in map(json.loads, found.get("question", ()))}
-        answered = {item["question_id"]: item for item in map(json.loads, found.get("annotation", ()))}
+        twice: list[int] = []
+        questions, answered = (_by_id(found.get(kind, ()), twice) for kind in ("question", "annotation"))
+        yield from (Rejected(f"{reference}/{question_id}", "duplicate id", "the first that has it stays")
+                    for question_id in twice)
         for question_id in sorted(answered.keys() ^ questions.keys()) if config.annotations else ():
             yield Rejected(f"{reference}/{question_id}", "unknown question" if question_id in answered else "no answer",
                            "it stands in one of the two files only")
@@ -51,6 +53,15 @@ def _facts(config: SourceConfig) -> Iterator[Fact]:
     yield from _items(config.path, "questions.item", "question", _question)
     if config.annotations:
         yield from _items(config.annotations, "annotations.item", "annotation", _annotation)
+
+
+def _by_id(texts: Iterable[str], twice: list[int]) -> dict[int, dict[str, Any]]:
+    """The questions or annotations by their id; ids that two different ones have go to `twice`."""
+    items: dict[int, dict[str, Any]] = {}
+    for item in map(json.loads, texts):
+        if items.setdefault(item["question_id"], item) != item:
+            twice.append(item["question_id"])
+    return items
 
 
 def _items(place: str, path: str, kind: str, parse: Any) -> Iterator[Fact]:

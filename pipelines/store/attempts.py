@@ -1,7 +1,7 @@
-"""Attempts at an ingest: who is writing into a store now, and what killed ones have left behind.
+"""Attempts at an ingest: who is writing into a store or task table now, and what killed ones have left behind.
 
 In a folder a running attempt holds a file lock, which its system takes away with its process, however that ends: a
-Parquet file of an attempt without that lock, which no version of the store names, is of no use to anybody. Object
+Parquet file of an attempt without that lock, which is not committed, is of no use to anybody. Object
 storage has no locks: there an attempt removes its own files when it ends, and what killed ones left goes when it is
 older than any attempt could be.
 """
@@ -13,12 +13,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
-from pipelines.location import Address
-from pipelines.store.table import ImageTextStore
+from pipelines.location import Address, Place
 
 LOCKS = "_ingests"
 """The folder of the locks inside a store's; Delta leaves alone what begins with '_'."""
@@ -27,13 +26,27 @@ LONGEST_S = 7 * 24 * 3600
 _WRITTEN = re.compile(r"\.?.+-\d{6}-\d{4}-(?P<attempt>[0-9a-f]{8})(-v\d+)?\.parquet(\.[0-9a-f]{8}\.tmp)?")
 
 
+class Store(Protocol):
+    """What attempts need to know of a place that they write to."""
+
+    @property
+    def path(self) -> Place:
+        """The folder that files are written into."""
+
+    def exists(self) -> bool:
+        """Whether anything is committed there."""
+
+    def files(self) -> list[str]:
+        """Paths or addresses of what is committed, in all that is current."""
+
+
 def file_name(batch_id: str, part: int, piece: int, attempt: str) -> str:
     """The name of one file that an attempt writes; one that stands in for it has `-v<number>` before the ending."""
     return f"{batch_id}-{part:06d}-{piece:04d}-{attempt}.parquet"
 
 
 @contextmanager
-def attempt_at(store: ImageTextStore) -> Iterator[str]:
+def attempt_at(store: Store) -> Iterator[str]:
     """A new attempt's name, for the time in which its files may lie in the store without being committed."""
     attempt = uuid.uuid4().hex[:8]
     if isinstance(store.path, Address):
@@ -60,14 +73,14 @@ def alone(folder: Path) -> FileLock:
     return _lock(folder, "store")
 
 
-def remove_old(store: ImageTextStore, folder: Address, before: float, ended: str = "") -> list[Address]:
+def remove_old(store: Store, folder: Address, before: float, ended: str = "") -> list[Address]:
     """Remove from object storage what was written before that time, or by the attempt `ended`, and not committed."""
     found = [(folder / name, age, match["attempt"]) for name, age in folder.objects()
              if (match := _WRITTEN.fullmatch(name))]
     return _remove_uncommitted(store, [file for file, age, attempt in found if age < before or attempt == ended])
 
 
-def remove_orphans(store: ImageTextStore, folder: Path) -> list[Path]:
+def remove_orphans(store: Store, folder: Path) -> list[Path]:
     """Remove what attempts that live no more have written and not committed; the files removed. Call it `alone`."""
     files = [*folder.glob("*.parquet"), *folder.glob(".*.tmp")]
     found = [(file, match["attempt"]) for file in files if (match := _WRITTEN.fullmatch(file.name))]
@@ -82,8 +95,8 @@ def remove_orphans(store: ImageTextStore, folder: Path) -> list[Path]:
 _Kind = TypeVar("_Kind", Path, Address)
 
 
-def _remove_uncommitted(store: ImageTextStore, files: Sequence[_Kind]) -> list[_Kind]:
-    """Remove files of dead attempts that no version names."""
+def _remove_uncommitted(store: Store, files: Sequence[_Kind]) -> list[_Kind]:
+    """Remove files of dead attempts that are not committed."""
     # Read once they are known to be dead: what died before has committed by now whatever it will ever commit.
     committed = set(store.files()) if store.exists() else set()
     orphans = [file for file in files if str(file) not in committed]

@@ -54,8 +54,9 @@ def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mod
     """
     written = written.filter(pc.not_equal(written["file"], ""))
     lengths = pc.list_value_length(written["sample_ids"]).to_numpy()
-    ids, contents, classes, phashes = (written[name].combine_chunks().flatten()
-                                       for name in ("sample_ids", "contents", "classes", "phashes"))
+    ids, contents = (written[name].cast(pa.large_list(pa.large_string())).combine_chunks().flatten()
+                     for name in ("sample_ids", "contents"))  # together they may be longer than 2 GiB
+    classes, phashes = (written[name].combine_chunks().flatten() for name in ("classes", "phashes"))
     compared = pc.is_valid(phashes).to_numpy(zero_copy_only=False)
     version = store.newest() if version is None else version
     known = _known(store, version, with_pictures=bool(compared.any()))
@@ -105,9 +106,9 @@ def _known(store: ImageTextStore, version: int, with_pictures: bool) -> _Known:
             classes.append(batch["image_class"].to_numpy())
             hashes.append(np.array([int(text, 16) for text in texts.to_pylist()], np.uint64))
             train.append(pc.equal(batch["split"], "train").to_numpy(zero_copy_only=False))
-    table = pa.Table.from_batches(parts, schema)
-    contents = pc.binary_join_element_wise(table["split"], table["sha256"], "/").combine_chunks()
-    return _Known(table["sample_id"].combine_chunks(), contents,
+    table = pa.Table.from_batches(parts, schema).cast(pa.schema([(name, pa.large_string()) for name in schema.names]))
+    contents = pc.binary_join_element_wise(table["split"], table["sha256"], pa.scalar("/", pa.large_string()))
+    return _Known(table["sample_id"].combine_chunks(), contents.combine_chunks(),
                   Pictures(np.concatenate(classes), np.concatenate(hashes), np.concatenate(train)))
 
 

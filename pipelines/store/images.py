@@ -14,6 +14,8 @@ from ashnets.processing import resize, rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 HASHED_SIDE = 128
+JPEG_SIDE = 65_500
+"""Pixels of the longest side that libjpeg encodes."""
 
 
 class BadImage(ValueError):
@@ -62,7 +64,10 @@ def shrink(pixels: UInt8[np.ndarray, "H W 3"], short_side: int) -> UInt8[np.ndar
 
 
 def to_jpeg(pixels: UInt8[np.ndarray, "H W 3"], quality: int) -> bytes:
-    """The picture as a JPEG without any metadata."""
+    """The picture as a JPEG without any metadata; BadImage where a side is too long for one."""
+    if max(pixels.shape[:2]) > JPEG_SIDE:
+        raise BadImage("too many pixels",
+                       f"{pixels.shape[1]} x {pixels.shape[0]}: a JPEG's side is at most {JPEG_SIDE}")
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=quality)
     return out.getvalue()

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray.data
 from ray.data.context import DataContext
 
@@ -27,7 +28,7 @@ from pipelines.sources.record import Rejected, Source
 from pipelines.sources.scenes import ScenesSource
 from pipelines.store.attempts import attempt_at, file_name
 from pipelines.store.duplicates import COPY_REASONS, Kept, content_of, drop_duplicates
-from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, read_quarantine, write_quarantine
+from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, read_quarantine, refusal, write_quarantine
 from pipelines.store.schema import STORE_SCHEMA, write_parquet
 from pipelines.store.table import ImageTextStore, StoreMoved
 from pipelines.store.told import raise_told, told
@@ -37,8 +38,6 @@ ROW_FORMAT = 1  # part of the batch's id: another number, and every source is in
 FILE_ROWS = 4096
 FILE_BYTES = 128 * 2**20
 MAX_TASKS = 256
-MAX_TEXT = 500
-"""Characters of a reference or a detail in the quarantine; a stranger's file may hold any number."""
 ROW_SETTINGS = ("encode", "quality", "short_side", "max_caption", "duplicates")
 """Settings that decide the rows beside `max_pixels`; part of the batch's id where they differ from the defaults, so
 that what was ingested before they existed keeps its id."""
@@ -167,9 +166,7 @@ def _ingest_parts(numbers: pa.Table, sources: list[Source], parts: list[tuple[in
                     "part": number, "file": file, "sample_ids": [row["sample_id"] for row in rows],
                     "contents": [content_of(row["split"], row["sha256"]) for row in rows],
                     "classes": [row["image_class"] for row in rows], "phashes": [row["phash"] for row in rows],
-                    "refused": [{"batch_id": batch_id, "source": source.name, "reference": _short(bad.reference),
-                                 "reason": bad.reason, "detail": _short(bad.detail)} for bad in refused]}],
-                    WRITTEN_SCHEMA)
+                    "refused": refused}], WRITTEN_SCHEMA)
         except Exception as error:
             mistake = told(error, folder)
             if mistake is None:
@@ -177,24 +174,19 @@ def _ingest_parts(numbers: pa.Table, sources: list[Source], parts: list[tuple[in
             yield pa.Table.from_pylist([{"part": number, "file": "", "mistake": mistake}], WRITTEN_SCHEMA)
 
 
-def _short(text: str) -> str:
-    """What the quarantine holds of a text: its beginning, as Unicode that can be written."""
-    return text[:MAX_TEXT].encode(errors="backslashreplace").decode()
-
-
 def _pieces(source: Source, part: int, batch_id: str, data: DataConfig
-            ) -> Iterator[tuple[list[dict[str, Any]], list[Rejected]]]:
+            ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, str]]]]:
     """A part's rows and refusals, in pieces that fit a file and the memory; at least one piece."""
     rows: list[dict[str, Any]] = []
-    refused: list[Rejected] = []
+    refused: list[dict[str, str]] = []
     held = 0
     for record in source.read(part):
         row = record if isinstance(record, Rejected) else to_row(record, source.name, batch_id, data)
         if isinstance(row, Rejected):
-            refused.append(row)
+            refused.append(refusal(batch_id, source.name, row))
         else:
             rows.append(row)
-            held += len(row["image"])
+            held += len(row["image"]) + sum(map(len, row["captions"])) + len(row["metadata"])
         if len(rows) >= FILE_ROWS or len(refused) >= FILE_ROWS or held >= FILE_BYTES:
             yield rows, refused
             rows, refused, held = [], [], 0
@@ -224,15 +216,20 @@ def _commit(written: pa.Table, store: ImageTextStore, batch_id: str, data: DataC
 
 
 def _judge(written: pa.Table, kept: Kept, store: ImageTextStore, batch_id: str, max_bad_share: float) -> None:
-    """Write the quarantine; UserError where too many records are bad."""
-    refused = pa.Table.from_struct_array(written["refused"].combine_chunks().flatten()).cast(QUARANTINE_SCHEMA)
-    total = len(written["sample_ids"].combine_chunks().flatten()) + refused.num_rows
-    refused = pa.concat_tables([refused, kept.refused])
-    where = write_quarantine(store.path, batch_id, [refused]) if refused.num_rows else None
-    reasons = count_reasons(refused)
+    """Write the quarantine; UserError where too many records are bad, or none is left for a new store."""
+    refused = [pa.Table.from_struct_array(chunk.flatten()).cast(QUARANTINE_SCHEMA)
+               for chunk in written["refused"].chunks]
+    total = sum(pc.sum(pc.list_value_length(written[name])).as_py() or 0 for name in ("sample_ids", "refused"))
+    if not total:
+        raise UserError(f"the source holds no record: nothing was appended to {store.path}; look at source.path, "
+                        "source.format and source.splits")
+    where = write_quarantine(store.path, batch_id, [*refused, kept.refused])
+    reasons = count_reasons(pa.concat_tables([*refused, kept.refused]))
     bad = sum(count for reason, count in reasons.items() if reason not in COPY_REASONS)
+    listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    mend = f"nothing was appended to {store.path}. {where} lists them; mend the source"
     if bad > max_bad_share * total:
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        raise UserError(
-            f"{bad} of {total} records are bad ({listed}), more than data.max_bad_share={max_bad_share}: "
-            f"nothing was appended to {store.path}. {where} lists them; mend the source, or allow a larger share")
+        raise UserError(f"{bad} of {total} records are bad ({listed}), more than data.max_bad_share={max_bad_share}: "
+                        f"{mend}, or allow a larger share")
+    if not kept.files and not store.exists():
+        raise UserError(f"none of {total} records is good ({listed}): {mend}")

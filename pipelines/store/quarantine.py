@@ -1,12 +1,13 @@
 """The quarantine beside a store: what an ingest refused, and why; one Parquet file a batch."""
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from pipelines.location import Place, place_of
+from pipelines.sources.record import Rejected
 from pipelines.store.schema import check_columns, iter_batches, open_parquet, write_parquet
 
 QUARANTINE_SCHEMA = pa.schema([
@@ -19,6 +20,20 @@ QUARANTINE_SCHEMA = pa.schema([
 """A row of the quarantine: the record's own id or place, the kind of fault, and what is particular to it."""
 
 
+MAX_TEXT = 500
+"""Characters of a reference or a detail in the quarantine; a stranger's file may hold any number."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def refusal(batch_id: str, source: str, bad: Rejected) -> dict[str, str]:
+    """The quarantine's row of a refused record; what a terminal would obey, or Parquet not hold, is written out."""
+    def shown(text: str) -> str:
+        whole = text[:MAX_TEXT].encode(errors="backslashreplace").decode()
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], whole)
+    return {"batch_id": batch_id, "source": source, "reference": shown(bad.reference), "reason": bad.reason,
+            "detail": shown(bad.detail)}
+
+
 def quarantine_path(store_path: str | Place) -> Place:
     """The quarantine's folder: `<store>.quarantine`."""
     store = place_of(store_path)
@@ -26,9 +41,15 @@ def quarantine_path(store_path: str | Place) -> Place:
 
 
 def write_quarantine(store_path: str | Place, batch_id: str, tables: Sequence[pa.Table]) -> Place:
-    """Write what one batch refused; an earlier attempt's list of the same batch is replaced. Returns the file."""
+    """Write what one batch refused, in place of an earlier attempt's list; where that is nothing, there is none.
+
+    Returns the file.
+    """
     file = quarantine_path(store_path) / f"{batch_id}.parquet"
     table = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])
+    if not table.num_rows:
+        file.unlink(missing_ok=True)
+        return file
     write_parquet(table.sort_by([("source", "ascending"), ("reference", "ascending")]), file)
     return file
 
@@ -47,4 +68,5 @@ def read_quarantine(store_path: str | Place, batch_id: str | None = None) -> pa.
 
 def count_reasons(table: pa.Table) -> dict[str, int]:
     """How many records each reason stands for, the commonest first."""
-    return dict(Counter(table["reason"].to_pylist()).most_common())
+    counts = table["reason"].value_counts().to_pylist()
+    return {one["values"]: one["counts"] for one in sorted(counts, key=lambda one: -one["counts"])}

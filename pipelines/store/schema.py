@@ -52,12 +52,11 @@ def open_parquet(path: str | Place) -> pq.ParquetFile:
     try:
         with reaching(path):
             file = pq.ParquetFile(inner, filesystem=system, **_READING)
-            schema = file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+            for field in file.schema_arrow:
+                _refuse_extensions(field, field.name, path)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # a column's name may be no text
         raise ValueError(f"{path} is not a readable Parquet file ({_first_line(error)}): "
                          "restore it, or remove it and make it again") from error
-    for field in schema:
-        _refuse_extensions(field, field.name, path)
     return file
 
 

@@ -52,9 +52,16 @@ class ImageTextStore:
         return self.version() if self._has_log() else -1
 
     def files(self, version: int | None = None) -> list[str]:
-        """Absolute paths, or addresses, of the Parquet files of a version (default: the newest), sorted."""
-        actions = pa.table(self._log(version).get_add_actions(flatten=True))
-        return sorted(str(self.path / relative) for relative in actions["path"].to_pylist())
+        """Absolute paths, or addresses, of the Parquet files of a version (default: the newest), sorted.
+
+        ValueError where the log names a file outside the store's folder.
+        """
+        names = pa.table(self._log(version).get_add_actions(flatten=True))["path"].to_pylist()
+        for name in names:
+            if "/" in name:
+                raise ValueError(f"{self.path}: its log names {name}, which does not lie in its folder: a stranger's "
+                                 "table is no source of files here; ingest it as Parquet")
+        return sorted(str(self.path / name) for name in names)
 
     def has_batch(self, batch_id: str) -> bool:
         """Whether a batch of this name has been appended."""
@@ -129,7 +136,12 @@ class ImageTextStore:
             raise FileNotFoundError(f"{self.path}: there is no image-text store here; name another data.store, "
                                     "or ingest into this one first")
         with reaching(self.path):
-            return DeltaTable(self._uri, version=version, storage_options=self._options())
+            log = DeltaTable(self._uri, version=version, storage_options=self._options())
+        # Deletion vectors and renamed columns stand in the log alone: the files would be read with rows that are gone.
+        if log.protocol().min_reader_version > 1:
+            raise ValueError(f"{self.path}: another tool has changed how this store is read (Delta's reader version "
+                             f"{log.protocol().min_reader_version}; 1 is read here): rewrite it without such features")
+        return log
 
     def _options(self) -> dict[str, str] | None:
         return storage_options(self.path)
@@ -157,7 +169,8 @@ class ImageTextStore:
                                       max_commit_retries=None if follows is None else 0)
         # An empty version comes first: racing creations that add files at once would all land, the same batch twice.
         if not self._has_log():
-            DeltaTable.create(self._uri, schema, mode="ignore", storage_options=self._options())
+            DeltaTable.create(self._uri, schema, mode="ignore", storage_options=self._options(),
+                              configuration={"delta.enableExpiredLogCleanup": "false"})  # runs go on with old versions
         # One snapshot for the look and the commit: Delta refuses what conflicts with commits since the snapshot, but
         # accepts a batch again that the snapshot holds already.
         snapshot = self._log(None if follows is None else max(follows, 0))

@@ -13,7 +13,7 @@ from cluster import nodes
 from cluster.connection import connect
 from pipelines.errors import FinalError, Preempted
 from pipelines.finding import demand
-from pipelines.places import run_folder, store_folder
+from pipelines.places import groups_folder, run_folder, store_folder
 from pipelines.report.summary import REPORT
 from pipelines.store.table import ImageTextStore
 from pipelines.training import machine, preflight
@@ -75,6 +75,7 @@ def _demand_here(config: TuneConfig, planner: Planner, folder: Path, root: Path)
     shared, path = config.shared(), store_folder(config.data, root)
     local = [] if os.environ.get("RAY_ADDRESS") else [
         room(config, os.cpu_count() or 1, _gpus(config), "this machine's")]
+    groups_folder(shared, path, 0)  # that there is a place for them
     demand(preflight.store(shared, path), *preflight.here(shared), *local)
     if ImageTextStore(path).exists():
         demand(groups.possible(config, planner.space, folder, path))

@@ -61,6 +61,12 @@ def test_other_modes_become_rgb(mode: str) -> None:
     assert decode_image(data).shape == (30, 50, 3)
 
 
+def test_grey_of_sixteen_bits_keeps_its_shades() -> None:
+    grey = np.linspace(0, 65_535, 1_500).reshape(30, 50).astype(np.uint16)
+    shown = decode_image(saved(Image.fromarray(grey), "PNG"))
+    assert np.abs(shown[..., 0] - grey / 257).max() < 1 and (shown == shown[..., :1]).all()
+
+
 def test_transparency_becomes_white() -> None:
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[0, 0] = (255, 0, 0, 255)

@@ -1,16 +1,23 @@
 """Damaged files: each is one error that names the file and the mend, and nothing is appended."""
 from __future__ import annotations
 
+import errno
 import gzip
+import os
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.sources import text_tables
+from pipelines.sources.files import list_files
 from pipelines.sources.importing import import_data
 from pipelines.store.schema import write_parquet
 from pipelines.store.table import ImageTextStore
@@ -69,6 +76,24 @@ def header_spoilt(path: Path) -> None:
     path.write_bytes(content)
 
 
+def deep(path: Path) -> None:
+    nested = b"[" * 20_000 + b"]" * 20_000
+    path.write_bytes(path.read_bytes().replace(b'"images": [', b'"images": [' + nested + b", ", 1))
+
+
+def huge_number(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"writer": 7', b'"writer": ' + b"7" * 5_000, 1))
+
+
+def twice_named(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"split,image", b"image,image", 1))
+
+
+def swelling(path: Path) -> None:
+    """A few kilobytes that stand for one text of 100 MB."""
+    path.write_bytes(gzip.compress(b'image,caption,split\n1.jpg,' + b"x" * 10**8))
+
+
 CASES: list[tuple[str, Damage, str]] = [
     ("coco", cut, "is cut short or is not JSON .*download it again"),
     ("coco", empty, "is empty .0 bytes.: restore it or download it again"),
@@ -81,6 +106,9 @@ CASES: list[tuple[str, Damage, str]] = [
     ("flickr30k", wrong_magic, "its first line is neither .*take source.format=folder"),
     ("nlvr2", cut, "has no whole JSON in line .*download it again"),
     ("nlvr2", folder_instead, "is a folder: name the file in it"),
+    ("nlvr2", huge_number, "has no whole JSON in line 1: download it again"),
+    ("csv", twice_named, "column 'image' stands there twice; its first line names image, image"),
+    ("csv.gz", swelling, "decompresses to more than 100 times its .* bytes: unpack it"),
     ("csv", latin, "is not UTF-8 text .*write it as UTF-8"),
     ("csv", wrong_magic, "column 'image' is missing; its first line names"),
     ("tar", cut, "is not a whole tar .*download this shard again, or remove it"),
@@ -92,6 +120,8 @@ CASES: list[tuple[str, Damage, str]] = [
     ("parquet", flip_footer, "is not a readable Parquet file .*restore it, or remove it and make it again"),
     ("parquet", wrong_magic, "is not a readable Parquet file .*restore it, or remove it and make it again"),
     ("parquet", empty, "is not a readable Parquet file .*restore it, or remove it and make it again"),
+    ("arrow", cut, "is not a readable Arrow file .*restore it, or remove it and make it again"),
+    ("arrow", wrong_magic, "is not a readable Arrow file .*restore it, or remove it and make it again"),
 ]
 
 
@@ -114,9 +144,14 @@ def sound(kind: str, root: Path) -> tuple[Path, dict[str, Any]]:
         layouts.nlvr2(root, found)
         file = root / "data/train.json"
         return file, {"format": "nlvr2", "path": file, "images": root / "images"}
-    if kind == "csv":
+    if kind in ("csv", "csv.gz"):
         layouts.captions_file(root, found, "csv")
-        return root / "captions.csv", {"path": root / "pictures", "captions": root / "captions.csv", "split": "train"}
+        file = (root / "captions.csv").rename(root / f"captions.{kind}")
+        return file, {"path": root / "pictures", "captions": file, "split": "train"}
+    if kind == "arrow":
+        file = layouts.write(root / "a.arrow", b"")
+        pyarrow.feather.write_feather(pa.table({"image": [p.image for p in found], "caption": ["a"] * 8}), str(file))
+        return file, {"format": "parquet", "path": file, "split": "train"}
     if kind == "tar":
         layouts.img2dataset_tars(root / "shards", found, shard=4)
         return root / "shards/00001.tar", {"format": "webdataset", "path": root / "shards", "split": "train"}
@@ -158,6 +193,37 @@ def test_a_folder_that_is_missing_is_one_error(tmp_path: Path, ingest: Ingest) -
     with pytest.raises(UserError, match="is a file: name the folder"):
         ingest(**{**keys, "images": keys["path"]})
     assert not (tmp_path / "store").exists() and not (tmp_path / "store.quarantine").exists()
+
+
+def test_a_record_that_is_nested_without_end_is_one_bad_record(tmp_path: Path, ingest: Ingest) -> None:
+    file, keys = sound("coco", tmp_path / "data")
+    deep(file)
+    assert ingest(**keys, max_bad_share=.2).quarantined == {"wrong fields": 1}
+
+
+def test_a_line_without_an_end_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_tables, "MAX_FIELD", 2**20)
+    with (tmp_path / "a.csv").open("wb") as file:
+        file.write(b"image,caption\n1.jpg,")
+        file.truncate(2**26)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=f"{tmp_path / 'a.csv'} has a line of over 1,048,576 characters"):
+        list(text_tables.table_rows(str(tmp_path / "a.csv"), ",", ("image",)))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts.write(tmp_path / "sub/1.jpg", b"a")
+    plain = os.scandir
+
+    def locked(path: str) -> Any:  # root may read whatever its permissions say
+        if str(path).endswith("/sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return plain(path)
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UserError, match="sub cannot be read .Permission denied.: mend its permissions"):
+        list(list_files(str(tmp_path)))
 
 
 def test_gzip_is_read_as_it_is(tmp_path: Path, ingest: Ingest) -> None:

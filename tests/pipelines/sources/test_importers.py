@@ -1,14 +1,13 @@
 """Every importer on files in the official layout, through the real ingest: images and captions arrive bit for bit."""
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 
@@ -189,41 +188,6 @@ def test_images_that_come_later_make_another_batch(tmp_path: Path, ingest: Inges
     assert ingest(**keys).added == 1 and stored() == truth
 
 
-@pytest.mark.parametrize("kind", ["bytes", "struct", "names"])
-def test_parquet_with_named_columns(kind: str, tmp_path: Path, ingest: Ingest, stored: Stored) -> None:
-    found, truth = layouts.pictures(12), {}
-    images: list[object] = [p.image for p in found]
-    keys: dict[str, object] = {}
-    if kind == "struct":
-        images = [{"bytes": p.image, "path": None} for p in found]
-    elif kind == "names":
-        images = [f"{p.number}.jpg" for p in found]
-        for p in found:
-            layouts.write(tmp_path / "images" / f"{p.number}.jpg", p.image)
-        keys["images"] = tmp_path / "images"
-    table = pa.table({"picture": images, "texts": [list(p.captions) for p in found],
-                      "part": ["training" if p.number % 2 else "val" for p in found],
-                      "uid": [p.number for p in found]})
-    (tmp_path / "tables").mkdir()
-    pq.write_table(table.slice(0, 7), tmp_path / "tables/a.parquet", row_group_size=3)
-    pq.write_table(table.slice(7), tmp_path / "tables/b.parquet")
-    truth = {f"mine/{p.number}": (p.image, p.captions, "train" if p.number % 2 else "val") for p in found}
-    ingest(format="parquet", path=tmp_path / "tables", name="mine", image_column="picture", caption_column="texts",
-           split_column="part", id_column="uid", splits=("training=train",), **keys)
-    assert stored() == truth
-
-
-def test_parquet_with_rows_that_are_no_good(tmp_path: Path, ingest: Ingest, stored: Stored, refused: Refused) -> None:
-    p = layouts.pictures(1)[0]
-    latin = pa.Array.from_buffers(pa.string(), 4, [None, pa.py_buffer(
-        b"".join(n.to_bytes(4, "little") for n in (0, 1, 2, 3, 4))), pa.py_buffer(b"a\xe9bc")])
-    pq.write_table(pa.table({"image": [p.image, p.image, None, p.image], "caption": latin}), tmp_path / "one.parquet",
-                   row_group_size=3)
-    ingest(format="parquet", path=tmp_path / "one.parquet", split="train", max_bad_share=.5)
-    assert set(stored()) == {"parquet/one/0", "parquet/one/3"}
-    assert refused() == {"parquet/one/1": "wrong encoding", "parquet/one/2": "missing file"}
-
-
 def test_more_rows_than_a_table_keep_their_order(tmp_path: Path, ingest: Ingest, monkeypatch: pytest.MonkeyPatch
                                                   ) -> None:
     from pipelines.sources import index
@@ -243,3 +207,72 @@ def test_more_rows_than_a_table_keep_their_order(tmp_path: Path, ingest: Ingest,
             assert isinstance(entry, index.Entry) and entry.texts == (f"text {number}",)
             seen[number] += 1
     assert len(seen) == rows
+
+
+def test_a_line_with_more_fields_than_names_is_refused_and_not_cut(tmp_path: Path, ingest: Ingest, stored: Stored,
+                                                                   refused: Refused) -> None:
+    p = layouts.pictures(1)[0]
+    for name in ("1.jpg", "2.jpg", "3.jpg"):
+        layouts.write(tmp_path / "pictures" / name, p.image)
+    layouts.write(tmp_path / "c.csv", 'image,caption\n1.jpg,"a dog, running"\n2.jpg,a dog, running\n3.jpg,a cat,\n')
+    ingest(path=tmp_path / "pictures", captions=tmp_path / "c.csv", split="train", max_bad_share=.5)
+    assert {key: captions for key, (_, captions, _) in stored().items()} == {
+        "folder/1.jpg": ("a dog, running",), "folder/3.jpg": ("a cat",)}
+    assert refused() == {"folder/line 3": "wrong fields"}
+
+
+@pytest.mark.parametrize("ending", [".tar.gz", ".tgz", ".TAR"])
+def test_compressed_shards_keep_their_samples_apart(ending: str, tmp_path: Path, ingest: Ingest, stored: Stored
+                                                    ) -> None:
+    truth = layouts.webdataset(tmp_path / "shards", layouts.pictures(20))
+    for shard in sorted((tmp_path / "shards").iterdir()):
+        content = shard.read_bytes()
+        shard.with_suffix(ending).write_bytes(content if ending == ".TAR" else gzip.compress(content))
+        shard.unlink()
+    ingest(format="webdataset", path=tmp_path / "shards", split="train")
+    assert stored() == truth
+
+
+def test_a_sample_of_files_that_are_not_read_is_missed(tmp_path: Path, ingest: Ingest, stored: Stored,
+                                                       refused: Refused) -> None:
+    p = layouts.pictures(1)[0]
+    layouts.tar(tmp_path / "shards/a.tar", [("1.jpg", p.image), ("1.txt", b"a"), ("1.cls", b"7"),
+                                            ("2.left.jpg", p.image), ("2.en.txt", b"b"), ("3.tiff", p.image)])
+    ingest(format="webdataset", path=tmp_path / "shards", split="train", max_bad_share=1)
+    assert set(stored()) == {"webdataset/a/1"}
+    assert refused() == {"webdataset/a/2": "missing file", "webdataset/a/3": "missing file"}
+
+
+def test_coco_images_that_share_an_id_are_not_merged_in_silence(tmp_path: Path, ingest: Ingest, stored: Stored,
+                                                                refused: Refused) -> None:
+    truth = layouts.coco(tmp_path, layouts.pictures(3))
+    file = tmp_path / "annotations" / "captions_train2014.json"
+    content = json.loads(file.read_text())
+    another = content["images"][0]["file_name"]
+    content["images"] += [content["images"][1], {**content["images"][2], "file_name": another}]
+    layouts.write_json(file, content)
+    ingest(format="coco", path=file, images=tmp_path / "train2014", max_bad_share=1)
+    assert stored() == truth and refused() == {"coco/3": "duplicate id"}
+
+
+def test_what_was_mended_is_quarantined_no_more(tmp_path: Path, ingest: Ingest, stored: Stored, refused: Refused
+                                                ) -> None:
+    """Folders are known by names and sizes: with a file in place of a link the ingest is the same batch."""
+    truth = layouts.captions_file(tmp_path, layouts.pictures(4), "csv")
+    late = tmp_path / "pictures/sub/4.jpg"
+    late.rename(tmp_path / "elsewhere.jpg")
+    late.symlink_to(tmp_path / "elsewhere.jpg")
+    keys = {"path": tmp_path / "pictures", "captions": tmp_path / "captions.csv", "split_column": "split"}
+    with pytest.raises(UserError, match="1 of 4 records are bad .1 unsafe name"):
+        ingest(**keys)
+    assert refused() == {"folder/sub/4.jpg": "unsafe name"}
+    late.unlink()
+    (tmp_path / "elsewhere.jpg").rename(late)
+    report = ingest(**keys)
+    assert stored() == truth and report.quarantined == {} and refused() == {}
+
+
+def test_a_folder_without_images_is_told(tmp_path: Path, ingest: Ingest) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="the source holds no record: nothing was appended to .*look at source.path"):
+        ingest(path=tmp_path / "empty", split="train")

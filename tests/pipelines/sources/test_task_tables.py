@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import UserError
+from pipelines.sources import task_table
 from pipelines.sources.task_table import MANIFEST, read_task_table
+from pipelines.store.attempts import LOCKS
 from tests.pipelines.sources import layouts
 from tests.pipelines.sources.conftest import Ingest
 
@@ -54,7 +56,7 @@ def test_vqa_names_what_stands_in_one_file_only(tmp_path: Path, ingest: Ingest, 
             "annotations": answers, "images": tmp_path}
     with pytest.raises(UserError, match=r"2 of 6 records are bad .*nothing was changed"):
         ingest(**keys)
-    assert not list((tmp_path / "store").glob("*/*"))
+    assert {path.name for path in (tmp_path / "store").glob("*/*")} == {LOCKS}
     ingest(**keys, max_bad_share=.4)
     assert refused() == {"coco/2/2001": "no answer", "coco/3/9": "unknown question"}
     truth["coco/2"] = [a for a in truth["coco/2"] if a["question_id"] != 2001]
@@ -105,16 +107,65 @@ def test_snli_ve_never_holds_the_premise(spelling: str, tmp_path: Path, ingest: 
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*")} == before
 
 
+def test_questions_that_share_an_id_are_not_dropped_in_silence(tmp_path: Path, ingest: Ingest, refused: Refused
+                                                               ) -> None:
+    truth = layouts.vqa2(tmp_path, layouts.pictures(2))
+    file = tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json"
+    content = json.loads(file.read_text())
+    content["questions"] += [content["questions"][0], {**content["questions"][1], "question": "Another one?"}]
+    layouts.write_json(file, content)
+    ingest(format="vqa2", path=file, annotations=tmp_path / "v2_mscoco_train2014_annotations.json",
+           images=tmp_path, max_bad_share=.4)
+    assert annotations_of(tmp_path / "store") == truth
+    assert refused() == {f"coco/{content['questions'][1]['image_id']}/{content['questions'][1]['question_id']}":
+                         "duplicate id"}
+    layouts.write_json(file, {**content, "data_subtype": {"train2014": 1}})
+    with pytest.raises(UserError, match="data_subtype .* is not one of train2014, val2014"):
+        ingest(format="vqa2", path=file, images=tmp_path)
+
+
+def test_an_annotations_file_without_a_record_changes_nothing(tmp_path: Path, ingest: Ingest) -> None:
+    truth = layouts.snli_ve(tmp_path, layouts.pictures(3), "Flickr30K_ID")
+    keys = {"format": "snli_ve", "path": tmp_path / "snli_ve_train.jsonl", "images": tmp_path / "flickr30k-images"}
+    ingest(**keys)
+    keys["path"].write_text("\n")
+    with pytest.raises(UserError, match="the source holds no record: nothing was changed in .*snli_ve_train"):
+        ingest(**keys)
+    assert annotations_of(tmp_path / "store") == truth
+
+
+def test_ingests_at_once_leave_each_others_files_alone(tmp_path: Path, ingest: Ingest,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second ingest runs whole between the first one's files and its manifest; the first is the later to end."""
+    truth = layouts.snli_ve(tmp_path, layouts.pictures(3), "Flickr30K_ID")
+    keys = {"format": "snli_ve", "path": tmp_path / "snli_ve_train.jsonl", "images": tmp_path / "flickr30k-images"}
+    judge, states = task_table._judge, []
+
+    def then(*arguments: Any) -> dict[str, Any]:
+        if not states:
+            states.append(None)
+            keys["path"].write_text("\n".join(keys["path"].read_text().splitlines()[:3]))
+            ingest(**keys)
+            states[0] = annotations_of(tmp_path / "store")
+        return judge(*arguments)
+    monkeypatch.setattr(task_table, "_judge", then)
+    ingest(**keys)
+    assert states == [{key: found[:1] for key, found in truth.items()}]
+    assert annotations_of(tmp_path / "store") == truth
+    folder = tmp_path / "store/snli_ve-snli_ve_train"
+    assert {file.name for file in folder.glob("*.parquet")} == set(json.loads((folder / MANIFEST).read_text())["files"])
+
+
 def test_a_killed_attempts_files_do_not_count(tmp_path: Path, ingest: Ingest) -> None:
     truth = layouts.snli_ve(tmp_path, layouts.pictures(3), "Flickr30K_ID")
     keys = {"format": "snli_ve", "path": tmp_path / "snli_ve_train.jsonl", "images": tmp_path / "flickr30k-images"}
     ingest(**keys)
     folder = tmp_path / "store/snli_ve-snli_ve_train"
     (name,) = json.loads((folder / MANIFEST).read_text())["files"]
-    (folder / "part-000000-0000-dead.parquet").write_bytes((folder / name).read_bytes())
+    (folder / "part-000000-0000-deadbeef.parquet").write_bytes((folder / name).read_bytes())
     assert annotations_of(tmp_path / "store") == truth
     (tmp_path / "snli_ve_train.jsonl").write_text((tmp_path / "snli_ve_train.jsonl").read_text() + "\n")
     ingest(**keys)
     assert annotations_of(tmp_path / "store") == truth
     assert {file.name for file in folder.iterdir()} == {
-        MANIFEST, *json.loads((folder / MANIFEST).read_text())["files"]}
+        LOCKS, MANIFEST, *json.loads((folder / MANIFEST).read_text())["files"]}

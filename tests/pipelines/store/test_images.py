@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pipelines.config import DataConfig
-from pipelines.sources.record import Sample
+from pipelines.sources.record import Rejected, Sample
 from pipelines.store.images import decode, perceptual_hash
 from pipelines.store.validate import to_row
 
@@ -144,6 +144,15 @@ def test_shrinking_makes_the_shorter_side_as_long_as_asked_and_never_longer(heig
         assert stored.format == "JPEG" and stored.size == size[::-1]
         expected = cv2.resize(smooth(height, width), size[::-1], interpolation=cv2.INTER_AREA)
         assert np.abs(np.asarray(stored).astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("data", [DataConfig(encode="jpeg"), DataConfig(short_side=16)])
+@pytest.mark.parametrize("shape", [(17, 70_000), (70_000, 17)])
+def test_a_side_that_no_jpeg_can_have_is_refused_where_one_is_made(shape: tuple[int, int], data: DataConfig) -> None:
+    image = saved(np.zeros((*shape, 3), np.uint8), "PNG")
+    row = to_row(Sample("s/1", "train", image, ("a",)), "s", "b", data)
+    assert isinstance(row, Rejected) and row.reason == "too many pixels" and "65500" in row.detail
+    assert isinstance(to_row(Sample("s/1", "train", image, ("a",)), "s", "b", DataConfig()), dict)
 
 
 def test_a_picture_keeps_its_perceptual_hash_when_it_is_shrunk_or_encoded_anew_and_others_differ() -> None:

@@ -20,9 +20,10 @@ from pipelines.errors import UserError
 from pipelines.sources.emoji import emoji_of_split
 from pipelines.sources.record import Rejected, Sample
 from pipelines.sources.scenes import ScenesSource
+from pipelines.store import ingest as stage
 from pipelines.store.attempts import LOCKS, alone, attempt_at, file_name, remove_orphans
 from pipelines.store.ingest import batch_id_of, demo_sources, ingest, ingest_demo
-from pipelines.store.quarantine import quarantine_path, read_quarantine
+from pipelines.store.quarantine import quarantine_path, read_quarantine, refusal
 from pipelines.store.table import ImageTextStore
 
 SMALL = DataConfig(source="scenes", scenes=40, scenes_val=8)
@@ -151,6 +152,36 @@ def test_too_many_bad_rows_append_nothing_and_say_so(tmp_path: Path) -> None:
 
     ingest([Numbers(good=60, bad=1)], DataConfig(max_pixels=10_000, max_bad_share=.2), store)
     assert read_quarantine(store, batch_id_of([Numbers(60, 1)], DataConfig(max_pixels=10_000))).num_rows == 12
+
+
+def test_a_source_without_a_record_or_without_a_good_one_is_told(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with pytest.raises(UserError, match=f"the source holds no record: nothing was appended to {store}; look at"):
+        ingest([Numbers(good=0)], DataConfig(), store)
+    with pytest.raises(UserError, match="none of 12 records is good .*nothing was appended to .*parquet lists them"):
+        ingest([Numbers(good=0, bad=1)], DataConfig(max_pixels=100, max_bad_share=1), store)
+    assert not ImageTextStore(store).exists() and read_quarantine(store).num_rows == 12
+
+
+def test_the_quarantine_holds_nothing_that_a_terminal_obeys() -> None:
+    row = refusal("batch", "s", Rejected("s/\x1b[2J\n\x9b\udcff ü", "missing file", "x" * 600))
+    assert row["reference"] == "s/\\x1b[2J\\n\\x9b\\udcff ü" and row["detail"] == "x" * 500
+
+
+def test_a_piece_is_bounded_by_all_that_its_rows_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may hold a long caption once and repeat it in every row."""
+    monkeypatch.setattr(stage, "FILE_BYTES", 50_000)
+    sizes = [sum(len(text) for row in rows for text in row["captions"])
+             for rows, _ in stage._pieces(Wordy(), 0, "batch", DataConfig())]
+    assert sum(sizes) == 40 * 9_000 and max(sizes) <= 50_000 + 9_000
+
+
+class Wordy:
+    name, settings, parts = "wordy", {"a": 1}, 1
+
+    def read(self, part: int) -> Iterator[Sample]:
+        for i in range(40):
+            yield Sample(f"wordy/{i}", "train", jpeg(1), ("x" * 9_000,))
 
 
 def test_the_same_ingest_again_adds_nothing_and_needs_no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The one Parquet gate: nothing hostile passes it, nothing is read around it."""
+"""The one Parquet gate: nothing hostile passes it, nothing is read around it, nor around the one to Arrow files."""
 from __future__ import annotations
 
 import ast
@@ -29,9 +29,13 @@ from pipelines.store.schema import (
 REPOSITORY = Path(__file__).resolve().parents[3]
 READERS = {"ParquetFile", "ParquetDataset", "read_table", "read_pandas", "read_schema", "read_metadata", "read_parquet",
            "read_delta", "to_pyarrow_table", "to_pyarrow_dataset", "read_row_group", "read_row_groups_arrow",
-           "scan_parquet", "parquet_dataset", "read_parquet_bulk", "FileSystemDataset"}
+           "scan_parquet", "parquet_dataset", "read_parquet_bulk", "FileSystemDataset", "ipc", "RecordBatchFileReader",
+           "RecordBatchStreamReader", "read_feather", "scan_ipc", "read_ipc"}
+MODULES = {"dataset", "orc", "feather", "ipc"}
+"""Of pyarrow."""
 EXCEPTIONS = {
     "pipelines/store/schema.py": "the gate",
+    "pipelines/store/ipc.py": "the gate to Arrow files",
     "benchmarks/peers/": "other people's loaders, timed as they come on files that the benchmark has written itself",
 }
 
@@ -284,8 +288,8 @@ def reader_calls(source: str) -> list[int]:
         named = ((isinstance(node, ast.Attribute) and node.attr in READERS)
                  or (isinstance(node, ast.ImportFrom) and READERS & {alias.name for alias in node.names})
                  or (isinstance(node, ast.ImportFrom) and node.module == "pyarrow"
-                     and {"dataset", "orc", "feather"} & {alias.name for alias in node.names})
-                 or (isinstance(node, ast.Import) and {"pyarrow.dataset", "pyarrow.orc", "pyarrow.feather"}
+                     and MODULES & {alias.name for alias in node.names})
+                 or (isinstance(node, ast.Import) and {f"pyarrow.{name}" for name in MODULES}
                      & {alias.name for alias in node.names})
                  or (isinstance(node, ast.Constant) and node.value in READERS))
         if named:
@@ -298,7 +302,9 @@ def reader_calls(source: str) -> list[int]:
     "import pandas\npandas.read_parquet('x')", "import ray\nray.data.read_parquet('x')",
     "import pyarrow.parquet\ngetattr(pyarrow.parquet, 'read_table')('x')", "from pyarrow import dataset",
     "from deltalake import DeltaTable\nDeltaTable('x').to_pyarrow_table()",
-    "import pyarrow.dataset as ds\nds.dataset('x')", "import polars\npolars.scan_parquet('x')"])
+    "import pyarrow.dataset as ds\nds.dataset('x')", "import pyarrow as pa\npa.ipc.open_file('x')",
+    "import pyarrow.ipc", "from pyarrow import ipc", "import polars\npolars.read_ipc('x')",
+    "import polars\npolars.scan_parquet('x')"])
 def test_the_scan_sees_every_way_around_the_gate(source: str) -> None:
     assert reader_calls(source)
 

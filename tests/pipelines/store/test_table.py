@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
+from deltalake.transaction import AddAction
 
 from pipelines.store.schema import STORE_SCHEMA, write_parquet
 from pipelines.store.table import ImageTextStore
@@ -150,3 +151,33 @@ def test_racing_appends_all_land_and_one_of_the_same_batch(tmp_path: Path, same:
     assert [process.wait(60) for process in processes] == [0] * 4
     found = ids_of(ImageTextStore(tmp_path / "s"))
     assert (len(found) == 1) if same else (sorted(found) == names)
+
+
+def test_versions_stay_however_many_come_later(tmp_path: Path) -> None:
+    """Delta's default: when a checkpoint of the log is due, entries older than a month go, and with them versions."""
+    store = ImageTextStore(tmp_path)
+    first = store.append([rows(["a"])], "batch")
+    DeltaTable(str(tmp_path)).alter.set_table_properties({
+        "delta.logRetentionDuration": "interval 0 days", "delta.checkpointInterval": "3"})
+    for name in "bcdefg":
+        store.append([rows([name])], name)
+    assert list((tmp_path / "_delta_log").glob("*.checkpoint.parquet"))
+    assert ids_of(store, version=first) == ["a"] and list(store.batches()) == ["batch", *"bcdefg"]
+
+
+def test_a_store_that_another_tool_made_unreadable_is_refused(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "store", rows(["a"]), configuration={"delta.enableDeletionVectors": "true"})
+    for read in (ImageTextStore.exists, ImageTextStore.version, lambda store: list(store.iter_batches())):
+        with pytest.raises(ValueError, match="store: another tool has changed how this store is read "):
+            read(ImageTextStore(tmp_path / "store"))
+
+
+@pytest.mark.parametrize("name", ["../secret.parquet", "/etc/secret.parquet", "s3://bucket/secret.parquet"])
+def test_a_log_that_names_files_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    store = ImageTextStore(tmp_path / "store")
+    store.append([rows(["a"])], "one")
+    write_parquet(rows(["b"]), tmp_path / "secret.parquet")
+    log = DeltaTable(str(store.path))
+    log.create_write_transaction([AddAction(name, 1, {}, 0, True, "{}")], "append", log.schema())
+    with pytest.raises(ValueError, match=f"its log names .*{name.split('/')[-1]}, which does not lie in its folder"):
+        ids_of(store)

@@ -66,6 +66,14 @@ def test_each_fault_has_its_reason(image: bytes, captions: tuple[str, ...], reas
     assert isinstance(row, Rejected) and row.reference == "s/1" and row.reason == reason
 
 
+@pytest.mark.parametrize("name", ["x" * 1025, "a\x1b[2Jb", "a\nb", "a\x9bb"])
+def test_an_id_that_is_too_long_or_commands_a_terminal_is_refused(name: str) -> None:
+    row = to_row(Sample(name, "train", encoded(picture()), ("a",)), "s", "batch", DataConfig())
+    assert isinstance(row, Rejected) and row.reason == "unsafe name" and len(row.reference) <= 1024
+    fine = to_row(Sample("s/\u00fc \u3000" + "x" * 1000, "train", encoded(picture()), ("a",)), "s", "b", DataConfig())
+    assert isinstance(fine, dict)
+
+
 @pytest.mark.filterwarnings("error")
 def test_the_limit_is_ours_and_is_read_from_the_header() -> None:
     assert decode(encoded(picture(200, 200)), 40_000).shape == (200, 200, 3)
