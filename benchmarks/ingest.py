@@ -25,6 +25,7 @@ import psutil
 import pyarrow as pa
 
 from cluster.connection import connect
+from pipelines.code_version import code_version
 from pipelines.config import DataConfig
 from pipelines.files import write_atomically
 from pipelines.sources.record import Sample
@@ -155,14 +156,15 @@ def main(size: str) -> None:
         for name in ARMS:
             with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as folder:
                 write_pictures(Path(folder))
+                busy = psutil.cpu_percent(interval=2)  # what else runs on this machine
                 command = [sys.executable, "-m", "benchmarks.ingest", "arm", name, str(rows), folder]
                 answer = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, check=True)
-            line = json.loads(answer.stdout.splitlines()[-1])
+            line = json.loads(answer.stdout.splitlines()[-1]) | {"others_busy_percent": busy}
             lines.append(line)
             print(f"{name:<20}{rows:>9,}{line['rows_per_s']:>9.0f}{line['driver_mib']:>12.0f}"
                   f"{line['workers_mib']:>13.0f}", flush=True)
     if size == "full":
-        facts = {"cores": os.cpu_count(), "image": f"{WIDTH} x {HEIGHT} JPEG", "lines": lines}
+        facts = {"cores": os.cpu_count(), "image": f"{WIDTH} x {HEIGHT} JPEG", "code": code_version(), "lines": lines}
         write_atomically(RESULTS, json.dumps(facts, indent=1).encode())
         print(f"written: {RESULTS}")
 
