@@ -38,6 +38,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "ingest.json"
 ARMS = {"plain loop": 1, "Ray Data, 1 core": 1, "Ray Data, 2 cores": 2}
 SIZES = {"short": (2_000,), "full": (10_000, 100_000)}
+FLAT = 1.1
+"""What must be reached: the peak memory of Ray Data's arms at the most rows over that at the fewest, at most."""
 PICTURES, HEIGHT, WIDTH, PART = 256, 240, 320, 500
 MIB = 2**20
 
@@ -148,6 +150,16 @@ def peak_rss() -> int:
     return int(line.split()[1]) * 1024
 
 
+def growth(lines: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Whose peak memory, and by which factor it grew from the fewest rows to the most; at most FLAT is the bar."""
+    found: list[tuple[str, float]] = []
+    for arm in (name for name in ARMS if name.startswith("Ray")):
+        few, most = sorted((line for line in lines if line["arm"] == arm), key=lambda line: int(line["rows"]))
+        found += [(f"{arm}: peak memory of the {who}, {most['rows']:,} rows over {few['rows']:,}",
+                   most[f"{who}_mib"] / few[f"{who}_mib"]) for who in ("driver", "workers")]
+    return found
+
+
 def main(size: str) -> None:
     """Run every arm at every size, print the table, keep the results of a full run."""
     lines: list[dict[str, Any]] = []
@@ -166,6 +178,8 @@ def main(size: str) -> None:
     if size == "full":
         facts = {"cores": os.cpu_count(), "image": f"{WIDTH} x {HEIGHT} JPEG", "code": code_version(), "lines": lines}
         write_atomically(RESULTS, json.dumps(facts, indent=1).encode())
+        for what, factor in growth(lines):
+            print(f"{'met' if factor <= FLAT else 'NOT MET'}: {what}: {factor:.2f} <= {FLAT}")
         print(f"written: {RESULTS}")
 
 
