@@ -45,7 +45,7 @@ lint: $(STAMP)  ## ruff, and a strict type check of the public API
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-docs: $(STAMP)  ## write docs/configuration.md anew from the configuration classes
+docs: $(STAMP)  ## write docs/configuration.md and docs/benchmarks.md anew from classes and results
 	.venv/bin/python -m docs.generate
 
 # The stamp comes last: an interrupted set-up starts again, and what is there already is kept.

@@ -25,6 +25,7 @@ import psutil
 import pyarrow as pa
 
 from cluster.connection import connect
+from pipelines.code_version import code_version
 from pipelines.config import DataConfig
 from pipelines.files import write_atomically
 from pipelines.sources.record import Sample
@@ -37,6 +38,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "ingest.json"
 ARMS = {"plain loop": 1, "Ray Data, 1 core": 1, "Ray Data, 2 cores": 2}
 SIZES = {"short": (2_000,), "full": (10_000, 100_000)}
+FLAT = 1.1
+"""What must be reached: the peak memory of Ray Data's arms at the most rows over that at the fewest, at most."""
 PICTURES, HEIGHT, WIDTH, PART = 256, 240, 320, 500
 MIB = 2**20
 
@@ -147,6 +150,16 @@ def peak_rss() -> int:
     return int(line.split()[1]) * 1024
 
 
+def growth(lines: list[dict[str, Any]]) -> list[tuple[str, float]]:
+    """Whose peak memory, and by which factor it grew from the fewest rows to the most; at most FLAT is the bar."""
+    found: list[tuple[str, float]] = []
+    for arm in (name for name in ARMS if name.startswith("Ray")):
+        few, most = sorted((line for line in lines if line["arm"] == arm), key=lambda line: int(line["rows"]))
+        found += [(f"{arm}: peak memory of the {who}, {most['rows']:,} rows over {few['rows']:,}",
+                   most[f"{who}_mib"] / few[f"{who}_mib"]) for who in ("driver", "workers")]
+    return found
+
+
 def main(size: str) -> None:
     """Run every arm at every size, print the table, keep the results of a full run."""
     lines: list[dict[str, Any]] = []
@@ -155,15 +168,18 @@ def main(size: str) -> None:
         for name in ARMS:
             with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_FOLDER")) as folder:
                 write_pictures(Path(folder))
+                busy = psutil.cpu_percent(interval=2)  # what else runs on this machine
                 command = [sys.executable, "-m", "benchmarks.ingest", "arm", name, str(rows), folder]
                 answer = subprocess.run(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, check=True)
-            line = json.loads(answer.stdout.splitlines()[-1])
+            line = json.loads(answer.stdout.splitlines()[-1]) | {"others_busy_percent": busy}
             lines.append(line)
             print(f"{name:<20}{rows:>9,}{line['rows_per_s']:>9.0f}{line['driver_mib']:>12.0f}"
                   f"{line['workers_mib']:>13.0f}", flush=True)
     if size == "full":
-        facts = {"cores": os.cpu_count(), "image": f"{WIDTH} x {HEIGHT} JPEG", "lines": lines}
+        facts = {"cores": os.cpu_count(), "image": f"{WIDTH} x {HEIGHT} JPEG", "code": code_version(), "lines": lines}
         write_atomically(RESULTS, json.dumps(facts, indent=1).encode())
+        for what, factor in growth(lines):
+            print(f"{'met' if factor <= FLAT else 'NOT MET'}: {what}: {factor:.2f} <= {FLAT}")
         print(f"written: {RESULTS}")
 
 

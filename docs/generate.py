@@ -1,9 +1,10 @@
-"""Write docs/configuration.md from the configuration classes: `make docs`."""
+"""Write docs/configuration.md from the configuration classes, and docs/benchmarks.md from results: `make docs`."""
 from __future__ import annotations
 
 from operator import attrgetter
 from pathlib import Path
 
+from docs import measured
 from jobs.cli import CONFIGS, parse, show_value
 from jobs.fields import Field, walk
 from pipelines.config import PretrainConfig
@@ -42,5 +43,6 @@ def _row(field: Field, demo: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    for file, text in ((PAGE, page()), (measured.PAGE, measured.page())):
+        file.write_text(text, encoding="utf-8")
+        print(f"wrote {file}")

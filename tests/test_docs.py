@@ -1,4 +1,4 @@
-"""The generated page is current, and the documents name files that exist."""
+"""The generated pages are current, and the documents name files that exist."""
 from __future__ import annotations
 
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from docs import measured
 from docs.generate import PAGE, page
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -14,6 +15,10 @@ DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"
 
 def test_the_configuration_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_the_benchmarks_page_holds_the_figures_of_the_results() -> None:
+    assert measured.PAGE.read_text(encoding="utf-8") == measured.page(), "run `make docs`"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
