@@ -26,11 +26,14 @@ def save_weights(model: nn.Module, path: Path, step: int | None = None) -> None:
               for name, first in first_names(model).items() if name == first}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    save_file(unique, temporary, {"format": "pt"} | ({} if step is None else {"step": str(step)}))
-    temporary.chmod(0o644)  # safetensors keeps its files to their owner
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        save_file(unique, temporary, {"format": "pt"} | ({} if step is None else {"step": str(step)}))
+        temporary.chmod(0o644)  # safetensors keeps its files to their owner
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def trained_steps(path: Path) -> int | None:

@@ -10,6 +10,7 @@ from cluster import comm_op, nodes
 from cluster.connection import connect
 from cluster.paths import REPOSITORY
 from pipelines.config import PretrainConfig
+from pipelines.disk import free_bytes
 from pipelines.finding import Finding
 from pipelines.location import Place
 from pipelines.places import run_folder, store_folder
@@ -58,7 +59,7 @@ def certain(config: PretrainConfig, run: Path, store: Place) -> list[Finding]:
         machine.cpus(config, have.cpus),
         device,
         machine.communication_op(comm_op.built(), shutil.which("c++") or shutil.which("g++"), cpu),
-        machine.shared_memory(config, cpu, machine.free_bytes(Path("/dev/shm"))),
+        machine.shared_memory(config, cpu, free_bytes(Path("/dev/shm"))),
         machine.visible(nodes.unseen(folder for folder in (run, store)
                                       if isinstance(folder, Path) and folder.exists()), have.nodes),
     ]
@@ -72,9 +73,9 @@ def estimates(config: PretrainConfig, size: ModelSize, run: Path, store: Place) 
     return [
         machine.memory(config, size, have.memory, uses_cpu([machine.device(config, have.gpus)])),
         machine.object_store(config, size_of_store / rows if rows else 10_000, have.object_store),
-        machine.disk(config, size, run, machine.free_bytes(run)),
+        machine.disk(config, size, run, free_bytes(run)),
         machine.precision(config, uses_cpu([machine.device(config, have.gpus)]), cpu_has_bf16()),
-        machine.store_disk(groups, size_of_store, preflight.grouped(config, run, store), machine.free_bytes(groups)),
+        machine.store_disk(groups, size_of_store, preflight.grouped(config, run, store), free_bytes(groups)),
     ]
 
 

@@ -16,17 +16,16 @@ import ray.data
 
 from ashnets.weights_file import trained_steps
 from pipelines.embedding.settings import EmbedConfig
-from pipelines.embedding.task import Done, Part, Work, embed_part
+from pipelines.embedding.task import Done, Work, embed_part
 from pipelines.errors import UserError, is_users_mistake
 from pipelines.files import sync, write_atomically
 from pipelines.location import folder_of
 from pipelines.model_source import CONFIG, WEIGHTS, complete_export
-from pipelines.store.schema import row_group_sizes
+from pipelines.store.parts import Part, parts_of
 from pipelines.store.table import ImageTextStore
 
 MANIFEST = "embeddings.json"
 FORMAT = 1
-PART_ROWS = 1024
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, total) on the driver."""
@@ -83,20 +82,6 @@ def embed(config: EmbedConfig, export: Path, store: ImageTextStore, progress: Pr
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return manifest
-
-
-def parts_of(files: Sequence[str]) -> list[Part]:
-    """The store's files cut at row groups into pieces of about PART_ROWS rows."""
-    parts: list[Part] = []
-    for file in files:
-        held: list[int] = []
-        sizes = row_group_sizes(file)
-        for group in range(len(sizes)):
-            held.append(group)
-            if sum(sizes[i] for i in held) >= PART_ROWS or group == len(sizes) - 1:
-                parts.append(Part(len(parts), file, tuple(held)))
-                held = []
-    return parts
 
 
 def _run(parts: list[Part], work: Work, progress: Progress | None) -> list[Done]:

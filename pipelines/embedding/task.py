@@ -15,18 +15,10 @@ from transformers.utils import logging
 from ashnets.pretrained import ASHNetsModel, ASHNetsProcessor, load
 from ashnets.processing import BadSample
 from ashnets.zero_shot import text_encoder
+from pipelines.store.parts import Part
 from pipelines.store.schema import iter_batches, write_parquet
 
 COLUMNS = ["sample_id", "image", "captions", "split"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Row groups of one file of the store; `number` names the file that they are embedded to."""
-
-    number: int
-    file: str
-    row_groups: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,13 @@ Stage 0 is the grouped store that training started with. All stages group the sa
 """
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.errors import FinalError
+from pipelines.disk import no_room
+from pipelines.errors import FinalError, UserError, is_users_mistake
+from pipelines.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,27 @@ class Stages:
 
     def failure(self, stage: int) -> Path:
         """Why a stage could not be built, while that stands."""
-        return self.path(stage) / "failed.txt"
+        return self.path(stage) / "failed.json"
+
+    def fail(self, stage: int, error: Exception) -> None:
+        """Tell those who wait for a stage why it could not be built."""
+        mistake = is_users_mistake(error)
+        why = str(error) if mistake else f"{type(error).__name__}: {error}"
+        try:
+            write_atomically(self.failure(stage), json.dumps({"mistake": mistake, "why": why}).encode())
+        except OSError:  # the disk has no room for the reason, but for a file without content
+            self.failure(stage).touch()
 
     def ready(self, stage: int) -> bool:
-        """Whether the stage's grouped store is there; FinalError where it could not be built."""
+        """Whether the stage's grouped store is there.
+
+        Where it could not be built: UserError if the user can mend it, such as a full disk, else FinalError.
+        """
         if self.groups(stage).exists():
             return True
         if self.failure(stage).exists():
-            why = self.failure(stage).read_text().strip()
-            raise FinalError(f"stage {stage} of the groups could not be built: {why}")
+            told = json.loads(self.failure(stage).read_text() or "null") or {
+                "mistake": True, "why": no_room(self.path(stage), "them", None)}
+            kind = UserError if told["mistake"] else FinalError
+            raise kind(f"stage {stage} of the groups could not be built: {told['why']}")
         return False

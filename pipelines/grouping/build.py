@@ -15,7 +15,7 @@ from ashnets.processing import caption_class
 from pipelines.config import GroupsConfig
 from pipelines.grouping import quality
 from pipelines.grouping.duplicates import check_cosine, describe, duplicate_labels, unite
-from pipelines.grouping.materialise import GroupedStore, building_folder, existing, materialise
+from pipelines.grouping.materialise import GroupedStore, building_folder, check_room, existing, materialise
 from pipelines.grouping.samples import Samples
 from pipelines.store.table import ImageTextStore
 
@@ -56,7 +56,8 @@ def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, 
     Samples are compared by the image embeddings of the export `model`, or without one by the text features of `text`.
     Returns at once where the same groups are there already. Needs a running Ray for `groups.method: similar`.
     Raises ValueError where `path` holds something else, where the split has fewer samples than G, where embeddings
-    are not finite, and where `groups.duplicate_cosine` makes one picture of most samples.
+    are not finite, and where `groups.duplicate_cosine` makes one picture of most samples; UserError where the disk is
+    full, before the work where that can be seen.
     """
     version = store.version() if version is None else version
     configuration = configure(groups, text, store, version, seed, model)
@@ -64,6 +65,7 @@ def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, 
     if found is not None:
         return found
     samples = Samples.read(store, version, SPLIT)
+    check_room(path, samples)
     done = group(groups, Source(text, model, batch), samples, seed, path, progress)
     order = np.random.default_rng([seed, 1]).permutation(len(done.members))
     facts = done.facts | {"store": str(store.path), "data_version": version, "split": SPLIT, "seed": seed,
@@ -133,7 +135,7 @@ def embed(source: Source, samples: Samples, seed: int, progress: Progress | None
 def _in_cells(groups: GroupsConfig, vectors: np.ndarray, samples: Samples, seed: int, facts: dict[str, Any],
               path: Path, progress: Progress | None) -> Grouped:
     from pipelines.grouping import cell_tasks
-    with building_folder(path.with_name(f"{path.name}.cells")) as work:
+    with building_folder(path, vectors.nbytes, ".cells") as work:
         vectors = cell_tasks.save_vectors(vectors, work)
         samples, facts = _find_duplicates(groups, samples, facts, lambda cosine: cell_tasks.pairs_in_cells(
             vectors, cosine, groups.cell, seed, work, progress))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,25 +22,28 @@ import torch
 from jaxtyping import Float32
 
 from ashnets.weights_file import trained_steps
-from pipelines.embedding.embed import parts_of
-from pipelines.embedding.task import Part, decode, load_model, vector_column
+from pipelines.disk import demand_room, full_disk_told
+from pipelines.embedding.task import decode, load_model, vector_column
 from pipelines.errors import UserError, is_users_mistake
 from pipelines.files import write_atomically
 from pipelines.grouping.embed import Progress
 from pipelines.grouping.samples import Samples
 from pipelines.location import Place
 from pipelines.model_source import CONFIG, WEIGHTS
+from pipelines.store.parts import Part
 from pipelines.store.schema import iter_batches, write_parquet
 
 FORMAT = 1
 COLUMNS = ("sample_id", "image", "split")
+EMBEDDING = "embedding the images"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of one of the store's files, and the file that its embeddings go to."""
+    """A part of one of the store's files, its rows of the split, and the file that their embeddings go to."""
 
     part: Part
+    rows: int
     to: Place
 
 
@@ -59,19 +63,19 @@ def embed_images(export: Path, samples: Samples, batch: int,
                  progress: Progress | None = None) -> Float32[np.ndarray, "N E"]:
     """Unit-norm image embeddings of `samples` in the order of their table; zeros where an image does not decode.
 
-    Needs a running Ray. Raises UserError where the weights do not fit their configuration or are broken, and
-    ValueError where the kept embeddings are not those of the store.
+    Needs a running Ray. Raises UserError where the weights do not fit their configuration or are broken or the disk is
+    full, and ValueError where the kept embeddings are not those of the store.
     """
     pieces = pieces_of(export, samples)
-    folder = pieces[0].to.parent
-    _embed([piece for piece in pieces if not piece.to.exists()], export, samples.split, batch, progress)
-    size = int(json.loads((export / CONFIG).read_text())["model"]["embedding"])
+    folder, size = pieces[0].to.parent, _size(export)
+    _embed(missing(pieces, export), export, samples.split, batch, progress)
     vectors = _read(pieces, samples, size)
     listing = {"format": FORMAT, "model": str(export), "weights_sha256": weights_hash(export), "embedding": size,
                "store": str(samples.store.path), "version": samples.version, "split": samples.split,
                "rows": len(samples), "unreadable": int((~vectors.any(axis=1)).sum()),
                "files": [piece.to.name for piece in pieces]}
-    write_atomically(folder / f"v{samples.version}.json", json.dumps(listing, indent=1).encode())
+    with full_disk_told(_disk(folder), EMBEDDING, None):
+        write_atomically(folder / f"v{samples.version}.json", json.dumps(listing, indent=1).encode())
     return vectors
 
 
@@ -79,8 +83,16 @@ def pieces_of(export: Path, samples: Samples) -> list[Piece]:
     """The pieces of the samples' store, and where this model's embeddings of them lie or will lie."""
     folder = samples.store.path.with_name(f"{samples.store.path.name}.embeddings") / (
         f"{weights_hash(export)[:16]}-{samples.split}")
-    return [Piece(part, folder / f"{Path(part.file).stem}-{part.row_groups[0]:06d}.parquet")
-            for part in parts_of(samples.store.files(samples.version))]
+    return [Piece(part, rows, folder / f"{Path(part.file).stem}-{part.row_groups[0]:06d}.parquet")
+            for part, rows in samples.parts]
+
+
+def missing(pieces: Sequence[Piece], export: Path) -> list[Piece]:
+    """The pieces whose embeddings are not there yet; UserError where the disk has no room for them."""
+    left = [piece for piece in pieces if not piece.to.exists()]
+    if left and isinstance(left[0].to, Path):
+        demand_room(left[0].to.parent, EMBEDDING, 4 * _size(export) * sum(piece.rows for piece in left))
+    return left
 
 
 def _embed(pieces: Sequence[Piece], export: Path, split: str, batch: int, progress: Progress | None) -> None:
@@ -117,8 +129,10 @@ class Embedder:
 
     def embed(self, number: int) -> str:
         """Write one piece. A user's mistake comes back as text: Ray would bury the exception under its own."""
+        piece = self._pieces[number]
         try:
-            self._write(self._pieces[number])
+            with full_disk_told(_disk(piece.to.parent), EMBEDDING, None):
+                self._write(piece)
         except Exception as error:
             if not is_users_mistake(error):
                 raise
@@ -143,6 +157,15 @@ class Embedder:
             vectors.append(found)
         write_parquet(pa.table({"sample_id": pa.array(ids, pa.string()),
                                 "image_embedding": vector_column(np.concatenate(vectors))}), piece.to)
+
+
+def _size(export: Path) -> int:
+    return int(json.loads((export / CONFIG).read_text())["model"]["embedding"])
+
+
+def _disk(folder: Place) -> Path:
+    """Where a file is written before it lies in `folder`: object storage gets it from a temporary one."""
+    return folder if isinstance(folder, Path) else Path(tempfile.gettempdir())
 
 
 def _read(pieces: Sequence[Piece], samples: Samples, size: int) -> Float32[np.ndarray, "N E"]:

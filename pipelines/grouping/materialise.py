@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64
 
+from pipelines.disk import demand_room, full_disk_told, is_full
 from pipelines.errors import UserError
 from pipelines.files import sync, write_atomically
 from pipelines.grouping.samples import Samples
@@ -31,6 +32,7 @@ FORMAT = 1
 MAX_FILE_BYTES = 64 * 2**20
 GROUPS_PER_SPILL_FILE = 1024
 MAX_SPILL_FILES = 256
+BUILDING = "building the groups (groups.path)"
 
 GROUP_SCHEMA = pa.schema([
     ("group_id", pa.int64()),
@@ -128,9 +130,9 @@ def materialise(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[n
 
     A row group holds `row_group` groups; files end at about MAX_FILE_BYTES. The manifest takes `facts` beside the
     configuration. `finish` may add to the folder before it gets its name. Raises ValueError where the store changed
-    since `samples` was read, or where `path` exists.
+    since `samples` was read, or where `path` exists, and UserError where the disk is full.
     """
-    with building_folder(path) as building:
+    with building_folder(path, building_bytes(samples)) as building:
         files = _write_parts(samples, groups, real, building, row_group)
         manifest = {"format": FORMAT, "groups": len(groups), "size": groups.shape[1], **facts, "files": files,
                     "configuration": dict(configuration), "configuration_hash": configuration_hash(configuration)}
@@ -144,23 +146,38 @@ def materialise(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[n
     return GroupedStore.open(path)
 
 
+def check_room(path: Path, samples: Samples) -> None:
+    """UserError where the groups of `samples` cannot be built at `path`: no folder can be made, or it has no room."""
+    needed = building_bytes(samples)
+    with building_folder(path, needed):
+        demand_room(path, BUILDING, needed)
+
+
+def building_bytes(samples: Samples) -> int:
+    """About what lies on the disk at once while the groups are built: their images, and as many to copy them from."""
+    return 2 * samples.stored_bytes
+
+
 @contextmanager
-def building_folder(path: Path) -> Iterator[Path]:
+def building_folder(path: Path, needed: int | None = None, kind: str = "") -> Iterator[Path]:
     """A folder beside `path` to build in, removed after the block, or by the next build where this one is killed.
 
-    Raises UserError where it cannot be made.
+    Raises UserError where it cannot be made, and where the disk becomes full in the block, which writes `needed` bytes.
     """
-    folder = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.building")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
-        folder.mkdir()
-    except OSError as error:
-        raise UserError(f"groups.path={path} cannot be made ({error.strerror}): name a writable folder") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with full_disk_told(path, BUILDING, needed):
+        folder = path.with_name(f".{path.name}{kind}.{socket.gethostname()}.{os.getpid()}.building")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path, kind)
+            folder.mkdir()
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise UserError(f"groups.path={path} cannot be made ({error.strerror}): name a writable folder") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -177,9 +194,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _remove_abandoned(path: Path) -> None:
+def _remove_abandoned(path: Path, kind: str) -> None:
     """Remove what builds of this folder left behind that were killed on this host."""
-    for folder in path.parent.glob(f".{path.name}.{socket.gethostname()}.*.building"):
+    for folder in path.parent.glob(f".{path.name}{kind}.{socket.gethostname()}.*.building"):
         pid = int(folder.name.split(".")[-2])
         if pid == os.getpid() or not _alive(pid):
             shutil.rmtree(folder, ignore_errors=True)
@@ -200,7 +217,6 @@ def _write_parts(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[
     """The part files, and their lines of the manifest."""
     spill = folder / "spill"
     spill.mkdir()
-    images = _Spill(samples, groups, real, spill)
     files: list[dict[str, Any]] = []
     held: list[pa.Table] = []
 
@@ -210,14 +226,14 @@ def _write_parts(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[
         files.append({"name": name, "bytes": size, "row_groups": [len(table) for table in held]})
         held.clear()
 
-    for start in range(0, len(groups), row_group):
-        rows = slice(start, start + row_group)
-        held.append(_table(samples, groups[rows], real[rows], start, images))
-        if sum(table.nbytes for table in held) >= MAX_FILE_BYTES:
+    with closing(_Spill(samples, groups, real, spill)) as images:
+        for start in range(0, len(groups), row_group):
+            rows = slice(start, start + row_group)
+            held.append(_table(samples, groups[rows], real[rows], start, images))
+            if sum(table.nbytes for table in held) >= MAX_FILE_BYTES:
+                close()
+        if held:
             close()
-    if held:
-        close()
-    images.close()
     shutil.rmtree(spill)
     return files
 

@@ -1,6 +1,7 @@
-"""The samples of one split as grouping sees them: ids, captions and classes in memory, images read once in passing."""
+"""The samples of one split as grouping sees them: ids, captions and classes in memory, images in the store's parts."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64
 
-from pipelines.store.table import ImageTextStore
+from pipelines.location import size_of
+from pipelines.store.parts import Part, parts_of
+from pipelines.store.table import ImageTextStore, file_batches
 
 SAMPLE_COLUMNS = ("sample_id", "captions", "image_class")
 
@@ -24,11 +27,17 @@ class Samples:
     table: pa.Table
     row_of_reading: Int64[np.ndarray, " N"]
     """Where the n-th row that the store yields stands in `table`."""
+    parts: tuple[tuple[Part, int], ...]
+    """The store's parts in the order in which it yields its rows, each with its number of rows of the split."""
 
     @classmethod
     def read(cls, store: ImageTextStore, version: int, split: str) -> Samples:
         """Read everything but the images; ValueError where a sample id occurs twice."""
-        batches = list(store.iter_batches(list(SAMPLE_COLUMNS), split=split, version=version))
+        parts, batches = [], list[pa.RecordBatch]()
+        for part in parts_of(store.files(version)):
+            found = list(file_batches(part.file, SAMPLE_COLUMNS, split, part.row_groups))
+            parts.append((part, sum(map(len, found))))
+            batches += found
         if not batches:
             raise ValueError(f"{store.path}: version {version} holds no sample of split {split!r} to group")
         table = pa.Table.from_batches(batches)
@@ -40,10 +49,19 @@ class Samples:
         twice = pc.filter(ids[1:], pc.equal(ids[1:], ids[:-1]))
         if len(twice):
             raise ValueError(f"{store.path}: sample id {twice[0].as_py()!r} occurs more than once")
-        return cls(store, version, split, table, row_of_reading)
+        return cls(store, version, split, table, row_of_reading, tuple(parts))
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def stored_bytes(self) -> int:
+        """About what the samples take in the store's files, which are images for the most part."""
+        rows, mine = Counter[str](), Counter[str]()
+        for part, count in self.parts:
+            rows[part.file] += part.rows
+            mine[part.file] += count
+        return sum(size_of(file) * count // rows[file] for file, count in mine.items() if count)
 
     def images(self) -> Iterator[tuple[int, bytes]]:
         """Row number in `table` and encoded image of every sample, in the store's order.

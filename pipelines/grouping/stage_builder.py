@@ -14,11 +14,12 @@ from typing import Self
 
 import ray
 
-from pipelines.errors import is_users_mistake
+from pipelines.disk import full_disk_told
+from pipelines.errors import UserError, is_users_mistake
 from pipelines.export import write_loading_files
 from pipelines.feed.stages import Stages
-from pipelines.files import write_atomically
 from pipelines.grouping.build import SPLIT, build_groups
+from pipelines.grouping.materialise import check_room
 from pipelines.grouping.samples import Samples
 from pipelines.location import Place
 from pipelines.model_source import WEIGHTS
@@ -39,7 +40,7 @@ class StageBuilder:
 
     def __enter__(self) -> Self:
         if self._job.plan.stages is not None:
-            for left in Path(self._job.plan.stages.folder).glob("stage-*/failed.txt"):
+            for left in Path(self._job.plan.stages.folder).glob("stage-*/failed.json"):
                 left.unlink()
             self._thread.start()
         return self
@@ -55,9 +56,12 @@ class StageBuilder:
                 try:
                     build(self._job, stages, stage)
                 except Exception as error:  # training waits for this stage: whatever went wrong must reach it
-                    if not (self._over.is_set() or is_users_mistake(error)):
+                    stages.fail(stage, error)
+                    if is_users_mistake(error):
+                        print(f"warning: stage {stage} of the groups could not be built, and training ends where it "
+                              f"needs it: {error}", flush=True)
+                    elif not self._over.is_set():
                         traceback.print_exc()
-                    write_atomically(stages.failure(stage), f"{type(error).__name__}: {error}".encode())
                     return
             remove_old(self._job, stages)
 
@@ -69,11 +73,14 @@ def wanted(job: TrainingJob, stages: Stages) -> list[int]:
 
 
 def build(job: TrainingJob, stages: Stages, stage: int) -> None:
-    """Embed the store with the stage's model and write its groups, whole or not at all."""
+    """Embed the store with the stage's model and write its groups, whole or not at all; UserError: the disk is full."""
     began, model, config = time.monotonic(), stages.model(stage), job.config
-    write_loading_files(config, model)
+    with full_disk_told(model, "a model that groups are built from", None):
+        write_loading_files(config, model)
     store = ImageTextStore(job.store)
-    embeddings = _embed(Samples.read(store, job.store_version, SPLIT), model)
+    samples = Samples.read(store, job.store_version, SPLIT)
+    check_room(stages.groups(stage), samples)
+    embeddings = _embed(samples, model)
     groups = build_groups(config.groups, config.model.text, store, config.run.seed, stages.groups(stage), None,
                           job.store_version, model=model)
     for file in embeddings:  # of use to nobody else: the model is one of many on the way
@@ -86,15 +93,15 @@ def build(job: TrainingJob, stages: Stages, stage: int) -> None:
 
 def _embed(samples: Samples, model: Path) -> list[Place]:
     """The files of the embeddings of `samples`, made by one actor that reserves nothing: training holds the CPUs."""
-    from pipelines.grouping.image_embedding import Embedder, pieces_of
+    from pipelines.grouping.image_embedding import Embedder, missing, pieces_of
 
     every = pieces_of(model, samples)
-    pieces = [piece for piece in every if not piece.to.exists()]
+    pieces = missing(every, model)
     actor = ray.remote(num_cpus=0)(Embedder).remote(pieces, model, samples.split, 64)
     for number in range(len(pieces)):
         mistake = ray.get(actor.embed.remote(number))
         if mistake:
-            raise ValueError(mistake)
+            raise UserError(mistake)
     ray.kill(actor)
     return [piece.to for piece in every]
 

@@ -21,6 +21,23 @@ BATCH = "ashnets.batch_id"
 """The key of a batch's id in its commit's entry of the log."""
 
 
+def file_batches(file: str, columns: Sequence[str] | None = None, split: str | None = None,
+                 row_groups: Sequence[int] | None = None, rows: int = 256) -> Iterator[pa.RecordBatch]:
+    """The rows of one of a store's files (of one split, of some row groups), in batches of at most `rows`.
+
+    ValueError names a file whose columns are not the store's.
+    """
+    wanted = list(columns) if columns is not None else STORE_SCHEMA.names
+    needed = wanted if split is None or "split" in wanted else [*wanted, "split"]
+    with open_parquet(file) as opened:
+        check_columns(opened.schema_arrow, STORE_SCHEMA, file)
+    for batch in iter_batches(file, needed, row_groups, rows):
+        if split is not None:
+            batch = batch.filter(pc.equal(batch["split"], split))
+        if batch.num_rows:
+            yield batch.select(wanted)
+
+
 class StoreMoved(Exception):
     """The store has another version by now than the one that an append was to follow."""
 
@@ -111,16 +128,8 @@ class ImageTextStore:
 
         The same version gives the same order always. ValueError names a file whose columns are not the store's.
         """
-        wanted = list(columns) if columns is not None else STORE_SCHEMA.names
-        needed = wanted if split is None or "split" in wanted else [*wanted, "split"]
         for file in self.files(version):
-            with open_parquet(file) as opened:
-                check_columns(opened.schema_arrow, STORE_SCHEMA, file)
-            for batch in iter_batches(file, needed, rows=rows):
-                if split is not None:
-                    batch = batch.filter(pc.equal(batch["split"], split))
-                if batch.num_rows:
-                    yield batch.select(wanted)
+            yield from file_batches(file, columns, split, rows=rows)
 
     def count(self, split: str | None = None, version: int | None = None) -> int:
         """Rows of a version, or of one split of it."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.disk import is_full
 from pipelines.errors import UserError, is_users_mistake
 from pipelines.location import Address, Place, fault
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -18,14 +18,13 @@ def told(error: Exception, folder: Place) -> str | None:
     """The line that tells the user of an error that he can mend; None for any other."""
     if is_users_mistake(error):
         return str(error)
+    if is_full(error):
+        disk = folder if isinstance(folder, Path) else f"the temporary files, {tempfile.gettempdir()},"
+        return (f"the disk of {disk} is full: nothing was appended, what was there is untouched; free some space "
+                "and run the same command again")
     cause: BaseException | None = error
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
-        # Delta and Arrow hand on the system's words without its number.
-        if number in _FULL or "No space left on device" in str(cause) or "Disk quota exceeded" in str(cause):
-            disk = folder if isinstance(folder, Path) else f"the temporary files, {tempfile.gettempdir()},"
-            return (f"the disk of {disk} is full: nothing was appended, what was there is untouched; free some space "
-                    "and run the same command again")
         if number in _READ_ONLY and str(getattr(cause, "filename", "")).startswith(str(folder)):
             return f"{folder} cannot be written ({cause}): mend its permissions, or name another data.store"
         if isinstance(folder, Address) and (line := fault(cause, folder)):

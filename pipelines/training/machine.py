@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,16 +11,12 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from pipelines.config import PretrainConfig
+from pipelines.disk import show
 from pipelines.finding import Finding
 from pipelines.training.needs import ModelSize, checkpoint_bytes, feed_bytes, worker_bytes
 
 SHARED_MEMORY_A_WORKER = 70 * 2**20
 """DeepSpeed's CPU op maps this much of /dev/shm in each worker, and dies with a bus error where there is less."""
-
-
-def show(size: float) -> str:
-    """A number of bytes for people."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def installed(name: str) -> str | None:
@@ -119,8 +114,8 @@ def disk(config: PretrainConfig, size: ModelSize, run: Path, free: float) -> Fin
 
 
 def store_disk(store: Path, stored: float, grouped: bool, free: float) -> Finding:
-    """Space beside the store: the groups hold a copy of its images, the demo's store is small."""
-    need = 0.0 if grouped else 1.2 * stored if stored else 256 * 2**20
+    """Space beside the store: while groups are built they hold its images twice; the demo's store is small."""
+    need = 0.0 if grouped else 2.2 * stored if stored else 256 * 2**20
     finding = f"data.store: {store.parent} has {show(free)} free, " + (
         f"building takes about {show(need)}" if need else "everything is built")
     return Finding("disk of the store", need <= free, finding, "" if need <= free else
@@ -165,10 +160,3 @@ def visible(missing: Mapping[str, Iterable[str]], nodes: int) -> Finding:
     lacks = "; ".join(f"{host} does not see {', '.join(folders)}" for host, folders in sorted(missing.items()))
     return Finding("shared storage", False, f"every one of {nodes} nodes must see run.storage and data.store: {lacks}",
                    "name folders of a file system that all nodes mount")
-
-
-def free_bytes(path: Path) -> float:
-    """Free space at `path`, or at its nearest folder that exists."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

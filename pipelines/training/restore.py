@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from pipelines.disk import is_full
 from pipelines.errors import UserError
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Manifest
 from pipelines.training.engine import Engine
 from pipelines.training.job import TrainingJob
-from pipelines.training.retention import disk_is_full
 from pipelines.training.universal import convert
 
 UNIVERSAL = ".tmp-universal"
@@ -43,7 +43,7 @@ def _load_converted(engine: Engine, folder: Path, rank: int) -> None:
             convert(folder / "state", converted / "state", engine.trainable_names())
     except Exception as error:
         shutil.rmtree(converted, ignore_errors=True)
-        if disk_is_full(error):
+        if is_full(error):
             raise UserError(f"no space beside {folder} to convert it for other workers or another ZeRO stage: free "
                             "about twice its size, or resume with what wrote it") from error
         raise

@@ -1,14 +1,13 @@
 """Bounded disk: which checkpoints stay, and whether another one fits."""
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.disk import show
 from pipelines.errors import UserError
 from pipelines.training import checkpoint
-from pipelines.training.machine import show
 
 RESERVE = 16 * 2**20
 """Bytes left free beside a checkpoint, for metrics, logs and the manifest."""
@@ -33,15 +32,6 @@ def recall(values: Mapping[str, float]) -> float | None:
     """The score of a validation: the mean of held-out i2t and t2i R@5; None where they were not measured."""
     measured = [values[f"retrieval/{way}_r5"] for way in ("i2t", "t2i") if f"retrieval/{way}_r5" in values]
     return sum(measured) / len(measured) if measured else None
-
-
-def disk_is_full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota is at the bottom of `error`: torch.save raises an error of its own over it."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def no_space(run: Path, step: int, needed: int, free: float) -> UserError:

@@ -18,12 +18,13 @@ import torch
 import torch.distributed as dist
 
 from pipelines.code_version import code_version
+from pipelines.disk import is_full
 from pipelines.files import write_atomically
 from pipelines.resume import config_hash
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Digest, Manifest, ReadOnce, digest, temporary_folder
 from pipelines.training.job import TrainingJob
-from pipelines.training.retention import disk_is_full, free_bytes, no_space, retain
+from pipelines.training.retention import free_bytes, no_space, retain
 from pipelines.training.snapshot import Shards, tensor_bytes, write
 
 OTHER_RANKS_S = 900.0
@@ -111,7 +112,7 @@ class Saver:
                 retain(self._job.run, settings.keep, settings.keep_best, self._read)
         except BaseException as error:  # raised again by the training thread
             self._error = no_space(self._job.run, manifest.step, tensor_bytes(list(shards.values())),
-                                   free_bytes(self._job.run)) if disk_is_full(error) else error
+                                   free_bytes(self._job.run)) if is_full(error) else error
             for path in shards:
                 path.unlink(missing_ok=True)
             if self._rank == 0:

@@ -10,6 +10,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from pipelines.disk import full_disk_told
 from pipelines.feed.stages import Stages
 from pipelines.model_source import WEIGHTS
 from pipelines.training.engine import Engine
@@ -56,7 +57,8 @@ class StageModels:
         with self._watchdog.slow():
             before = [buffer.clone() for buffer in self._engine.model.buffers()]
             recalibrate_from_rest(self._engine, self._job, self._rank, self._world)
-            self._engine.export_weights(path, step)
+            with full_disk_told(path.parent, "a model that groups are built from", None):
+                self._engine.export_weights(path, step)
             for buffer, value in zip(self._engine.model.buffers(), before, strict=True):
                 buffer.copy_(value)
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from ashnets.pretrained import load
-from pipelines.embedding import embed as module
 from pipelines.embedding.embed import MANIFEST, check, embed
 from pipelines.embedding.settings import EmbedConfig, EmbedDataConfig
 from pipelines.embedding.task import schema
@@ -121,13 +120,6 @@ def test_mistakes_name_the_thing_and_the_mend(root: Path, tmp_path: Path) -> Non
     (Path(bare) / "export" / "config.json").write_text(json.dumps(config))
     assert "trained without ITC" in said(EmbedConfig(str(bare), str(to)))
     assert not to.exists()
-
-
-def test_parts_cover_every_row_group_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "row_group_sizes", lambda file: {"a": [600, 600, 600, 10], "b": [], "c": [3000]}[file])
-    parts = module.parts_of(["a", "b", "c"])
-    assert [(part.number, part.file, part.row_groups) for part in parts] == [
-        (0, "a", (0, 1)), (1, "a", (2, 3)), (2, "c", (0,))]
 
 
 def test_the_store_is_the_demos_by_default(root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import FinalError
+from pipelines.errors import FinalError, UserError
 from pipelines.feed.batches import local_batches
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.stages import Stages
@@ -62,8 +62,11 @@ def test_a_stage_that_failed_is_a_loud_error(staged: FeedPlan) -> None:
     with pytest.raises(FileNotFoundError, match="stage-0001"):
         list(local_batches(staged, 12, 13))
     staged.stages.path(1).mkdir(parents=True)
-    staged.stages.failure(1).write_text("the disk is full\n")
-    with pytest.raises(FinalError, match="stage 1 of the groups could not be built: the disk is full"):
+    staged.stages.fail(1, RuntimeError("no model"))
+    with pytest.raises(FinalError, match="stage 1 of the groups could not be built: RuntimeError: no model"):
+        staged.stages.ready(1)
+    staged.stages.fail(1, UserError("the disk is full"))
+    with pytest.raises(UserError, match="stage 1 of the groups could not be built: the disk is full"):
         staged.stages.ready(1)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -99,8 +100,7 @@ def test_a_store_that_changed_since_is_told(root: Path, ray_local: ModuleType) -
     embed_images(root / "run" / "export", samples, 64)
     kept = samples.table["sample_id"].to_pylist()
     kept[1] = "scenes/train/another"
-    changed = Samples(samples.store, samples.version, "train",
-                      samples.table.set_column(0, "sample_id", pa.array(kept)), samples.row_of_reading)
+    changed = replace(samples, table=samples.table.set_column(0, "sample_id", pa.array(kept)))
     with pytest.raises(ValueError, match="the store changed since it was embedded"):
         embed_images(root / "run" / "export", changed, 64)
 

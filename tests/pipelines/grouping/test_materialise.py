@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_a_store_that_changed_is_noticed(make_store: Callable, tmp_path: Path) -
         def iter_batches(self, *args, **kwargs):  # type: ignore[no-untyped-def]
             yield from list(super().iter_batches(*args, **kwargs))[::-1]
 
-    changed = Samples(Changed(samples.store.path), 1, "train", samples.table, samples.row_of_reading)
+    changed = replace(samples, store=Changed(samples.store.path))
     groups = np.arange(20).reshape(5, 4)
     with pytest.raises(ValueError, match="changed while it was grouped"):
         materialise(changed, groups, groups >= 0, tmp_path / "groups", 3, CONFIGURATION, {})
