@@ -123,7 +123,8 @@ def print_results(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> N
 
 def _table(config: TuneConfig, trials: Sequence[Trial]) -> Table:
     measures = measures_of(config.tune)
-    count = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
+    kinds = ("finished", "stopped", "failed", "open")
+    count = {status: sum(trial.status == status for trial in trials) for status in kinds}
     table = Table(title=f"{config.run.name}: {len(trials)} trials, " + ", ".join(
         f"{number} {status}" for status, number in count.items() if number), title_justify="left")
     keys = list(config.tune.space) if len(config.tune.space) <= COLUMNS else []  # more do not fit: the report has them
