@@ -20,7 +20,7 @@ from pipelines.report.summary import REPORT, program
 from pipelines.resume import text_of
 from pipelines.training.data_pin import DataPin
 from pipelines.tuning.config import TuneConfig
-from pipelines.tuning.planner import on_data
+from pipelines.tuning.planner import pinned_down
 from pipelines.tuning.search import measures_of
 from pipelines.tuning.space import Space
 from pipelines.tuning.trials import Trial, best_of, front_of
@@ -42,15 +42,15 @@ def write_results(config: TuneConfig, space: Space, sweep: Path, trials: Sequenc
     (sweep / REPORT).unlink(missing_ok=True)
     chosen = best_of(config.tune, trials)
     if chosen:
-        write_atomically(sweep / BEST, text_of(best_config(config, space, chosen, data)).encode())
+        write_atomically(sweep / BEST, text_of(best_config(config, space, sweep, chosen, data)).encode())
     write_tables(config, sweep, trials)
     write_hparams(config, sweep, trials)
     write_sweep_report(config, space, sweep, trials)
 
 
-def best_config(config: TuneConfig, space: Space, trial: Trial, data: DataPin) -> PretrainConfig:
+def best_config(config: TuneConfig, space: Space, sweep: Path, trial: Trial, data: DataPin) -> PretrainConfig:
     """The configuration of a trial under a name of its own, where the sweep's runs lie."""
-    found = on_data(space.configure(trial.point), data)
+    found = pinned_down(space.configure(trial.point), sweep, data)
     return replace(found, run=replace(config.run, name=f"{config.run.name}-best", takeover=False))
 
 

@@ -13,7 +13,7 @@ from pipelines.tuning.search import next_point
 from pipelines.tuning.space import Point, identity, read_space
 from pipelines.tuning.trials import read_trials
 from tests.e2e import sweeps
-from tests.e2e.conftest import Jobs, lines
+from tests.e2e.conftest import Finished, Jobs, lines
 from tests.pipelines.report.html_checks import check_page
 from tests.pipelines.tuning.points import sweep_config
 
@@ -38,13 +38,14 @@ def proposed(sweep: Path, name: str, search: str, folder: Path) -> Point | None:
     return next_point(space, config.tune, 0, read_trials(folder, MEASURES), lambda point: legal(config, space, point))
 
 
-def test_tpe_with_two_measures_leaves_a_pareto_front(jobs: Jobs, tmp_path: Path) -> None:
-    """From a folder of the user's, with a path relative to it."""
+def test_tpe_with_two_measures_leaves_a_pareto_front(jobs: Jobs, tiny: Finished, tmp_path: Path) -> None:
+    """From a folder of the user's, with paths relative to it."""
     done = sweeps.run(jobs, "two", "tune.trials=5", "train.max_steps=3", "train.validate_every=0", *TWO,
-                      "data.store=../store", space=SPACE)
+                      "data.store=../store", "init=../runs/tiny", space=SPACE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "raylet" not in done.stdout + done.stderr and "arning" not in done.stdout + done.stderr
     sweep = jobs.storage / "two"
+    assert len(list(sweep.glob("trials/*/init/model.safetensors"))) == 5
     ends = {name: end["values"] for name, end in sweeps.assert_each_trial_once(sweep, 5).items()}
     assert all(set(values) == set(MEASURES) for values in ends.values())
     front = {name for name, values in ends.items() if not beaten(values, list(ends.values()))}
@@ -68,7 +69,7 @@ def test_the_median_rule_stops_a_bad_trial(jobs: Jobs) -> None:
     done = sweeps.run(jobs, "median", "tune.search=grid", "tune.trials=0", "tune.scheduler=median",
                       "tune.metric=retrieval/mean_r5", "tune.concurrent=1", "train.max_steps=6",
                       "train.max_nonfinite=99",
-                      space={"train.lr": {"grid": [1e-3, 2e-3, 3e-3, 100.0]}})
+                      space={"train.lr": {"grid": [1e-3, 2e-3, 3e-3, 100.0]}}, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = jobs.storage / "median"
     ends = sweeps.assert_each_trial_once(sweep, 4)
