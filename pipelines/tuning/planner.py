@@ -96,15 +96,18 @@ class Planner:
         write_atomically(configuration_of(self._sweep, trial.name), text_of(config).encode())
 
 
-def on_data(config: PretrainConfig, data: DataPin) -> PretrainConfig:
-    """The same training on the sweep's data, however far the store grows, and from whatever folder it is started."""
+def pinned_down(config: PretrainConfig, sweep: Path, data: DataPin) -> PretrainConfig:
+    """The same training, whatever becomes of store and initial model, and from whatever folder it is started."""
+    from pipelines.training.initial import initial_copy  # late: torch takes seconds to import
+
     store = {"data.store": data.store} if config.data.store else {}
-    return with_values(config, {"train.data_version": data.version, **store})
+    init = {"init": str(initial_copy(sweep).parent)} if config.init else {}
+    return with_values(config, {"train.data_version": data.version, **store, **init})
 
 
 def trial_config(space: Space, sweep: Path, trial: Trial, data: DataPin) -> PretrainConfig:
     """What `jobs/pretrain.py` gets for a trial."""
-    found = on_data(space.configure(trial.point), data)
+    found = pinned_down(space.configure(trial.point), sweep, data)
     return replace(found, run=replace(found.run, name=trial.name, storage=str(sweep / "trials"), takeover=False))
 
 

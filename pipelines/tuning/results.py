@@ -21,7 +21,7 @@ from pipelines.report.summary import REPORT, program
 from pipelines.resume import text_of
 from pipelines.training.data_pin import DataPin
 from pipelines.tuning.config import TuneConfig
-from pipelines.tuning.planner import on_data
+from pipelines.tuning.planner import pinned_down
 from pipelines.tuning.search import measures_of
 from pipelines.tuning.space import Space
 from pipelines.tuning.trials import Trial, best_of, front_of, run_of
@@ -51,7 +51,7 @@ def write_results(config: TuneConfig, space: Space, sweep: Path, trials: Sequenc
 
 def best_config(config: TuneConfig, space: Space, sweep: Path, trial: Trial, data: DataPin) -> PretrainConfig:
     """The configuration that a trial trained with, under a name of its own, where the sweep's runs lie."""
-    found = recorded(on_data(space.configure(trial.point), data), run_of(sweep, trial.name))
+    found = recorded(pinned_down(space.configure(trial.point), sweep, data), run_of(sweep, trial.name))
     return replace(found, run=replace(config.run, name=f"{config.run.name}-best", takeover=False))
 
 
@@ -124,7 +124,8 @@ def print_results(config: TuneConfig, sweep: Path, trials: Sequence[Trial]) -> N
 
 def _table(config: TuneConfig, trials: Sequence[Trial]) -> Table:
     measures = measures_of(config.tune)
-    count = {status: sum(trial.status == status for trial in trials) for status in ("finished", "stopped", "failed")}
+    kinds = ("finished", "stopped", "failed", "open")
+    count = {status: sum(trial.status == status for trial in trials) for status in kinds}
     table = Table(title=f"{config.run.name}: {len(trials)} trials, " + ", ".join(
         f"{number} {status}" for status, number in count.items() if number), title_justify="left")
     keys = list(config.tune.space) if len(config.tune.space) <= COLUMNS else []  # more do not fit: the report has them

@@ -53,6 +53,7 @@ def tune(config: TuneConfig, root: Path) -> None:
     with Lease(folder, takeover=config.run.takeover), preempted():
         save_sweep(config, folder)
         if not done:
+            _pin_initial(config, planner, folder, root)
             _train(config, planner, folder, root)
         write_results(config, space, folder, planner.trials(), read_pin(folder))
         print_results(config, folder, planner.trials())
@@ -81,7 +82,17 @@ def _demand_here(config: TuneConfig, planner: Planner, folder: Path, root: Path)
         demand(groups.possible(config, planner.space, folder, path))
     model, _ = preflight.model(shared)
     demand(model, preflight.writable(folder))
+    if not planner.trials():
+        from pipelines.training.initial import check_initial  # late: torch takes seconds to import
+        check_initial(shared, folder, root)
     demand(*planner.models.impossible())
+
+
+def _pin_initial(config: TuneConfig, planner: Planner, folder: Path, root: Path) -> None:
+    """Copy the weights that `init` names into the sweep, before its first trial: all start from the same."""
+    from pipelines.training.initial import pin_initial
+    if not planner.trials():
+        pin_initial(config, folder, root)
 
 
 def _gpus(config: TuneConfig) -> int:

@@ -1,4 +1,4 @@
-"""Run a command that dies with its parent: `python pipelines/tuning/tied.py PARENT_PID COMMAND ...` (Linux).
+"""Run a command that dies with its parent: `python -m pipelines.tuning.tied PARENT_PID COMMAND ...` (Linux).
 
 A trial's launch must not outlive the Ray actor that looks after it: the next one could not have the run.
 """

@@ -36,8 +36,6 @@ class Launch:
     run: str
     log: str
     measures: tuple[str, ...]
-    folder: str
-    """Where the sweep was started: paths in the configuration may be relative to it."""
     variables: tuple[tuple[str, str | None], ...]
     """The sweep's values of AS_THE_SWEEP."""
 
@@ -57,12 +55,11 @@ class TrialRun(tune.Trainable):
         for name, value in self._launch.variables:
             environment.pop(name, None)
             environment |= {name: value} if value is not None else {}
-        job, tied = (str(REPOSITORY / script) for script in ("jobs/pretrain.py", "pipelines/tuning/tied.py"))
-        command = [sys.executable, job, "--config", self._launch.configuration, "run.takeover=true"]
-        folder = self._launch.folder if os.path.isdir(self._launch.folder) else REPOSITORY
+        command = [sys.executable, "-m", "jobs.pretrain", "--config", self._launch.configuration, "run.takeover=true"]
         with open(self._launch.log, "ab") as log:
-            return subprocess.Popen([sys.executable, tied, str(os.getpid()), *command], cwd=folder, env=environment,
-                                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipelines.tuning.tied", str(os.getpid()), *command], cwd=REPOSITORY,
+                env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
     def _new_reports(self) -> list[Report]:
         return [report for report in reports(Path(self._launch.run), self._launch.measures)

@@ -55,7 +55,7 @@ class Plan(Searcher):
         variables = tuple((name, os.environ.get(name)) for name in AS_THE_SWEEP)
         return {"name": trial.name, "point": trial.point, "launch": Launch(
             str(configuration_of(self._sweep, trial.name)), str(run), str(run.with_suffix(".log")),
-            measures_of(self._config.tune), os.getcwd(), variables)}
+            measures_of(self._config.tune), variables)}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The planner reads it from trials.jsonl."""

@@ -3,34 +3,52 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 
+from pipelines.store.table import ImageTextStore
 from tests.e2e import sweeps
 from tests.e2e.conftest import REPOSITORY, Jobs, lines
 from tests.pipelines.report.html_checks import check_page
 
 pytestmark = pytest.mark.full
+ASHA = ("tune.trials=3", "tune.scheduler=asha", "tune.reduction=2")
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A sweep of three trials under ASHA."""
+    """A sweep of three trials under ASHA, on a store of its own."""
 
     folder: Path
     output: str
+    store: Path
+
+    def again(self, jobs: Jobs, *keys: str) -> subprocess.CompletedProcess[str]:
+        """The same command once more, with these keys behind it."""
+        return sweeps.run(jobs, "swept", *ASHA, f"data.store={self.store}", *keys, timeout=60)
 
 
 @pytest.fixture(scope="module")
 def swept(jobs: Jobs) -> Swept:
-    done = sweeps.run(jobs, "swept", "tune.trials=3", "tune.scheduler=asha", "tune.reduction=2")
+    store = shutil.copytree(jobs.store, jobs.home / "swept-store")
+    done = sweeps.run(jobs, "swept", *ASHA, f"data.store={store}")
     assert done.returncode == 0, done.stdout + done.stderr
-    return Swept(jobs.storage / "swept", done.stdout)
+    return Swept(jobs.storage / "swept", done.stdout, store)
+
+
+def grow(folder: Path) -> None:
+    """Give the store a version more, with other training and held-out samples."""
+    store = ImageTextStore(folder)
+    more = pa.concat_tables([pa.Table.from_batches(list(store.iter_batches(split=split)))[:9]
+                             for split in ("train", "val")])
+    store.append([more.set_column(0, "sample_id", pa.array([f"new/{i}" for i in range(18)]))], "later")
 
 
 def test_every_trial_ends_once_and_progress_is_told(swept: Swept) -> None:
@@ -47,7 +65,8 @@ def test_every_trial_ends_once_and_progress_is_told(swept: Swept) -> None:
     assert not list(swept.folder.glob("ray-tune-*"))
 
 
-def test_the_best_yaml_repeats_the_trial_to_the_digit(swept: Swept, jobs: Jobs) -> None:
+def test_the_best_yaml_repeats_the_trial_to_the_digit_on_a_store_that_has_grown(swept: Swept, jobs: Jobs) -> None:
+    grow(swept.store)
     file = swept.folder / "best.yaml"
     best = next(line for line in swept.output.splitlines() if line.startswith("best: ")).split()[1].strip(",")
     done = subprocess.run([sys.executable, str(REPOSITORY / "jobs" / "pretrain.py"), "--config", str(file)],
@@ -85,7 +104,7 @@ def test_tables_and_report_say_the_same(swept: Swept) -> None:
 
 def test_the_same_command_says_that_the_sweep_is_finished(swept: Swept, jobs: Jobs) -> None:
     before = (swept.folder / "trials.jsonl").read_bytes()
-    done = sweeps.run(jobs, "swept", "tune.trials=3", "tune.scheduler=asha", "tune.reduction=2", timeout=60)
+    done = swept.again(jobs)
     assert done.returncode == 0 and "sweep swept is finished already: 3 trials" in done.stdout, done.stderr
     assert (swept.folder / "trials.jsonl").read_bytes() == before
 
@@ -94,12 +113,11 @@ def test_the_same_command_says_that_the_sweep_is_finished(swept: Swept, jobs: Jo
     (["train.lr=0.5"], "train.lr: 0.001 -> 0.5): use the old values, or another run.name"),
     (["tune.scheduler=none"], "tune.scheduler: 'asha' -> 'none')"),
     (["tune.metric=speed"], "tune.metric=speed: no such measure"),
-    (["tune.concurrent=99"], "tune.concurrent=99 trials x scaling.workers=1"),
+    (["tune.concurrent=99", "tune.trials=4"], "tune.concurrent=99 trials x scaling.workers=1"),
 ])
 def test_another_search_under_the_same_name_and_mistakes_exit_2(swept: Swept, jobs: Jobs, keys: list[str],
                                                                 said: str) -> None:
-    trials = ["tune.trials=4"] if "tune.concurrent=99" in keys else ["tune.trials=3"]
-    done = sweeps.run(jobs, "swept", *trials, "tune.scheduler=asha", "tune.reduction=2", *keys, timeout=60)
+    done = swept.again(jobs, *keys)
     assert done.returncode == 2 and said in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 

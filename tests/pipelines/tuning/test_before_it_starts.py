@@ -38,6 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ({"groups.size": {"choice": [2, 25]}}, [], "24 samples cannot fill one group of groups.size=25"),
     ({"groups.size": {"uniform": [2, 30]}}, [], "24 samples cannot fill one group of groups.size=30"),
     (LR, ["groups.path=FOLDER/groups-of-3", "groups.method=random"], "size=3 (now 4)"),
+    (LR, ["init=/nowhere"], "init=/nowhere: /nowhere does not exist; name the folder of a run or of an export"),
     (LR, ["train.data_version=7"], "has versions up to 1: name one of them"),
     ({"model.backbone.name": {"choice": ["resnet18", "resnet19"]}}, [],
      "tune.space.model.backbone.name: no model has the value 'resnet19': model.backbone.name=resnet19 is no"),
@@ -84,9 +85,10 @@ def test_a_sweep_says_whether_points_are_left(folder: Path, tmp_path: Path, sear
 
 def test_a_trial_is_bound_to_the_sweeps_version_of_the_data(folder: Path, tmp_path: Path) -> None:
     """Its YAML, with which it goes on, too; an address stays one."""
-    plan = planner(LR, tmp_path, f"groups.path={folder / 'groups-of-3'}", "data.store=s3://bucket/store")
+    plan = planner(LR, tmp_path, f"groups.path={folder / 'groups-of-3'}", "data.store=s3://bucket/store", "init=demo")
     plan.data = DataPin("s3://bucket/store", 5, "")
     assert plan.take() is not None
     assert read_pin(tmp_path / "trials" / "trial-0000") == DataPin("s3://bucket/store", 5, str(folder / "groups-of-3"))
     written = yaml.safe_load((tmp_path / "trials" / "trial-0000.yaml").read_text())
     assert (written["train"]["data_version"], written["data"]["store"]) == (5, "s3://bucket/store")
+    assert written["init"] == str(tmp_path / "init")
