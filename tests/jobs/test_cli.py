@@ -148,8 +148,9 @@ MAY_BE_ZERO = MAY_BE_NEGATIVE | {
     "feed.rand_augment_magnitude",
     "data.scenes", "data.scenes_val", "data.max_bad_share", "feed.max_bad_share", "model.abstract.restart_rate",
     "model.text.layers", "model.fusion.dropout", "tasks.itc.memory", "tasks.itm.hard_ramp",
-    "train.max_steps", "train.schedule_steps", "train.validate_every", "train.min_lr_share", "train.warmup_share",
-    "train.backbone_lr_factor", "train.weight_decay", "scaling.zero_stage", "checkpoint.keep_best",
+    "train.max_steps", "train.schedule_steps", "train.validate_every", "train.data_version", "train.min_lr_share",
+    "train.warmup_share", "train.backbone_lr_factor", "train.weight_decay", "scaling.zero_stage",
+    "checkpoint.keep_best",
     "evaluation.validate_samples", "evaluation.rerank", "train.betas", "tasks.mvm.dictionary_decay",
     *(f"tasks.{name}.weight" for name in ("itc", "itm", "mlm", "mvm", "stua"))}
 

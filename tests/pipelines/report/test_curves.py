@@ -40,7 +40,7 @@ def test_the_svg_takes_its_colours_and_fonts_from_the_page():
     assert "http" not in svg and "<metadata" not in svg and "font-family" not in svg and "DejaVu" not in svg
     for colour, variable in VARIABLES.items():
         assert colour not in svg
-        assert (f"var({variable})" in svg) == (variable not in ("--series-3", "--series-4"))
+        assert (f"var({variable})" in svg) == (variable not in ("--card", "--series-3", "--series-4"))
     assert not re.search(r"#[0-9a-f]{6}", svg), "a fixed colour cannot follow dark and light"
     assert "a&lt;b" in svg and ">step<" in svg and re.search(r">\d+%<", svg)
 

@@ -32,7 +32,7 @@ class Case:
     @property
     def lr(self) -> float:
         """The learning rate: small where float32 spikes move the backbone, since flipped spikes amplify rounding."""
-        if self.precision != "fp32" or self.task == "frozen":
+        if self.precision != "fp32":
             return 1e-3
         return 7e-7 if self.task == "spikes" and not self.fast else 1e-5
 

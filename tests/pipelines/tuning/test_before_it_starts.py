@@ -4,7 +4,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 
 from ashnets.config import TextConfig
@@ -13,9 +12,9 @@ from pipelines.errors import UserError
 from pipelines.grouping.build import build_groups
 from pipelines.store.table import ImageTextStore
 from pipelines.training.data_pin import DataPin, read_pin
+from pipelines.tuning import sweep
 from pipelines.tuning.planner import Planner
 from pipelines.tuning.space import read_space
-from pipelines.tuning.sweep import tune
 from tests.e2e.bad_input import rows
 from tests.pipelines.tuning.points import sweep_config
 
@@ -43,19 +42,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ({"model.backbone.name": {"choice": ["resnet18", "resnet19"]}}, [],
      "tune.space.model.backbone.name: no model has the value 'resnet19': model.backbone.name=resnet19 is no"),
 ])
-def test_a_mistake_is_told_before_ray_starts(folder: Path, tmp_path: Path, space: dict, keys: list[str],
-                                             said: str) -> None:
+def test_a_mistake_is_told_before_ray_starts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             space: dict, keys: list[str], said: str) -> None:
+    monkeypatch.setattr(sweep, "connect", lambda: pytest.fail("Ray was started"))
     config = sweep_config(space, f"data.store={folder / 'store'}", f"run.storage={tmp_path}",
                           *(key.replace("FOLDER", str(folder)) for key in keys))
     with pytest.raises(UserError) as told:
-        tune(config, tmp_path)
+        sweep.tune(config, tmp_path)
     assert said in str(told.value) and "\n" not in str(told.value)
-    assert not ray.is_initialized() and not (tmp_path / "demo" / "trials.jsonl").exists()
+    assert not (tmp_path / "demo" / "trials.jsonl").exists()
 
 
-def planner(space_of: dict, sweep: Path, *keys: str) -> Planner:
+def planner(space_of: dict, folder: Path, *keys: str) -> Planner:
     config = sweep_config(space_of, *keys)
-    return Planner(config, read_space(space_of, config.shared(), []), sweep)
+    return Planner(config, read_space(space_of, config.shared(), []), folder)
 
 
 def test_a_model_that_cannot_be_built_never_becomes_a_trial(folder: Path, tmp_path: Path) -> None:
