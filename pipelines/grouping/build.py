@@ -77,7 +77,7 @@ def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, 
             write_page(built, {**done.cosines, "members": done.cosines["members"][order]}, path)
 
     return materialise(done.samples, done.members[order], done.real[order], path, groups.row_group, configuration,
-                       facts, finish)
+                       facts, finish, progress)
 
 
 def configure(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, version: int, seed: int,

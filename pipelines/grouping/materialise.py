@@ -1,8 +1,6 @@
 """The grouped store: Parquet in which one row is one group, so that neighbours survive every shuffle and split.
 
-Written in two passes over bounded memory by one process: the store is read once, in its order, and every image is
-appended to the spill file of the groups that need it; then the groups are written in their order. A shuffle by Ray
-Data would hold the images in the object store instead and start actors for it; this holds one part file at a time.
+How its images get into the order of the groups stands in shuffle.py.
 """
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +23,13 @@ from pipelines.disk import demand_room, full_disk_told, is_full
 from pipelines.errors import UserError
 from pipelines.files import sync, write_atomically
 from pipelines.grouping.samples import Samples
-from pipelines.store.schema import write_parquet
 
 MANIFEST = "groups.json"
 FORMAT = 1
-MAX_FILE_BYTES = 64 * 2**20
-GROUPS_PER_SPILL_FILE = 1024
-MAX_SPILL_FILES = 256
 BUILDING = "building the groups (groups.path)"
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(what, done, total)."""
 
 GROUP_SCHEMA = pa.schema([
     ("group_id", pa.int64()),
@@ -125,15 +122,17 @@ def existing(path: Path, configuration: Mapping[str, Any]) -> GroupedStore | Non
 
 def materialise(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"], path: Path,
                 row_group: int, configuration: Mapping[str, Any], facts: Mapping[str, Any],
-              finish: Callable[[GroupedStore], None] | None = None) -> GroupedStore:
+                finish: Callable[[GroupedStore], None] | None = None, progress: Progress | None = None) -> GroupedStore:
     """Write the groups (row numbers of `samples.table`), in their order, to the folder `path`, whole or not at all.
 
-    A row group holds `row_group` groups; files end at about MAX_FILE_BYTES. The manifest takes `facts` beside the
+    A row group holds `row_group` groups; files end at about shuffle.FILE_BYTES. The manifest takes `facts` beside the
     configuration. `finish` may add to the folder before it gets its name. Raises ValueError where the store changed
     since `samples` was read, or where `path` exists, and UserError where the disk is full.
     """
+    from pipelines.grouping import shuffle  # late: who only reads grouped stores needs no ray
+
     with building_folder(path, building_bytes(samples)) as building:
-        files = _write_parts(samples, groups, real, building, row_group)
+        files = shuffle.write_parts(samples, groups, real, building, row_group, progress)
         manifest = {"format": FORMAT, "groups": len(groups), "size": groups.shape[1], **facts, "files": files,
                     "configuration": dict(configuration), "configuration_hash": configuration_hash(configuration)}
         write_atomically(building / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -210,82 +209,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _write_parts(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"], folder: Path,
-                 row_group: int) -> list[dict[str, Any]]:
-    """The part files, and their lines of the manifest."""
-    spill = folder / "spill"
-    spill.mkdir()
-    files: list[dict[str, Any]] = []
-    held: list[pa.Table] = []
-
-    def close() -> None:
-        name = f"part-{len(files):05d}.parquet"
-        size = write_parquet(pa.concat_tables(held), folder / name, row_group)
-        files.append({"name": name, "bytes": size, "row_groups": [len(table) for table in held]})
-        held.clear()
-
-    with closing(_Spill(samples, groups, real, spill)) as images:
-        for start in range(0, len(groups), row_group):
-            rows = slice(start, start + row_group)
-            held.append(_table(samples, groups[rows], real[rows], start, images))
-            if sum(table.nbytes for table in held) >= MAX_FILE_BYTES:
-                close()
-        if held:
-            close()
-    shutil.rmtree(spill)
-    return files
-
-
-def _table(samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"], first_id: int,
-           images: _Spill) -> pa.Table:
-    """One row group; its groups are numbered from `first_id`."""
-    members = samples.table.take(pa.array(groups.ravel())).combine_chunks()
-    ends = pa.array(np.arange(len(groups) + 1) * groups.shape[1], pa.int32())
-
-    def lists(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-        whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        return pa.ListArray.from_arrays(ends, whole)
-
-    return pa.table({
-        "group_id": np.arange(first_id, first_id + len(groups)),
-        "sample_ids": lists(members["sample_id"]),
-        "images": lists(pa.array([images.read(sample) for sample in groups.ravel()], pa.binary())),
-        "captions": lists(members["captions"]),
-        "image_classes": lists(members["image_class"]),
-        "real": lists(pa.array(real.ravel())),
-    }, schema=GROUP_SCHEMA)
-
-
-class _Spill:
-    """The images, copied from the store once into files in the order in which groups need them, roughly."""
-
-    def __init__(self, samples: Samples, groups: Int64[np.ndarray, "n G"], real: Bool[np.ndarray, "n G"],
-                 folder: Path) -> None:
-        count = min(MAX_SPILL_FILES, -(-len(groups) // GROUPS_PER_SPILL_FILE))
-        self._files = [open(folder / str(n), "w+b") for n in range(count)]  # noqa: SIM115
-        self._file_of = np.zeros(len(samples), np.int32)
-        group, place = np.nonzero(real)
-        self._file_of[groups[group, place]] = group * count // len(groups)
-        self._start = np.zeros(len(samples), np.int64)
-        self._length = np.zeros(len(samples), np.int64)
-        try:
-            for sample, image in samples.images():
-                file = self._files[self._file_of[sample]]
-                self._start[sample], self._length[sample] = file.tell(), len(image)
-                file.write(image)
-            for file in self._files:
-                file.flush()
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self, sample: int) -> bytes:
-        """The image of a sample."""
-        return os.pread(self._files[self._file_of[sample]].fileno(), self._length[sample], self._start[sample])
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,19 +61,3 @@ class Samples:
             rows[part.file] += part.rows
             mine[part.file] += count
         return sum(size_of(file) * count // rows[file] for file, count in mine.items() if count)
-
-    def images(self) -> Iterator[tuple[int, bytes]]:
-        """Row number in `table` and encoded image of every sample, in the store's order.
-
-        Raises ValueError where the store's version is not what it was when this was read.
-        """
-        changed = f"{self.store.path}: version {self.version} changed while it was grouped: start again"
-        seen = 0
-        for batch in self.store.iter_batches(["sample_id", "image"], split=self.split, version=self.version):
-            rows = self.row_of_reading[seen:seen + len(batch)]
-            if not batch["sample_id"].equals(self.table["sample_id"].take(pa.array(rows)).combine_chunks()):
-                raise ValueError(changed)
-            seen += len(batch)
-            yield from zip(rows.tolist(), batch["image"].to_pylist(), strict=True)
-        if seen != len(self):
-            raise ValueError(changed)

@@ -15,7 +15,7 @@ import pytest
 from ashnets.config import TextConfig
 from pipelines.config import GroupsConfig
 from pipelines.errors import UserError
-from pipelines.grouping import build, cell_tasks, image_embedding, materialise
+from pipelines.grouping import build, cell_tasks, image_embedding, materialise, shuffle
 from pipelines.grouping.build import build_groups
 from pipelines.grouping.image_embedding import Embedder, Piece
 from pipelines.grouping.materialise import GroupedStore, building_folder
@@ -97,7 +97,7 @@ def test_too_little_space_is_seen_before_the_work(store: ImageTextStore, disk: S
     assert not disk.names()
 
 
-@pytest.mark.parametrize("moment", ["_Spill", "write_parquet", "write_atomically", "finish"])
+@pytest.mark.parametrize("moment", ["spread", "gather", "write_atomically", "finish"])
 def test_a_disk_that_becomes_full_on_the_way(moment: str, store: ImageTextStore, disk: SmallDisk, tmp_path: Path,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     """Something else takes the space where the images, a part file, the manifest or the report are to be written."""
@@ -121,7 +121,8 @@ def test_a_disk_that_becomes_full_on_the_way(moment: str, store: ImageTextStore,
         if moment == "finish":
             report = fill_and(report)
         else:
-            patch.setattr(materialise, moment, fill_and(getattr(materialise, moment)))
+            module = materialise if moment == "write_atomically" else shuffle
+            patch.setattr(module, moment, fill_and(getattr(module, moment)))
         with pytest.raises(UserError, match=f"^the disk of {disk.path / 'second'} is full: building the groups"):
             write(disk.path / "second", report)
     assert disk.names() == {"first"} and content(disk.path / "first") == first

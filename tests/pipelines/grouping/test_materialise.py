@@ -6,17 +6,18 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.grouping import materialise as module
+from pipelines.grouping import materialise as materialise_module
+from pipelines.grouping import shuffle
 from pipelines.grouping.materialise import GROUP_SCHEMA, GroupedStore, existing, materialise
 from pipelines.grouping.samples import Samples
-from pipelines.store.schema import check_columns, iter_batches, read_row_groups, row_group_sizes
+from pipelines.store.schema import check_columns, iter_batches, read_row_groups, row_group_sizes, write_parquet
 from pipelines.store.table import ImageTextStore
 
 CONFIGURATION = {"size": 4, "seed": 0}
@@ -53,8 +54,7 @@ def test_every_sample_comes_back_with_its_image_and_words(make_store: Callable, 
 
 
 def test_row_groups_files_and_manifest_agree(make_store: Callable, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 2000)
-    monkeypatch.setattr(module, "GROUPS_PER_SPILL_FILE", 4)
+    monkeypatch.setattr(shuffle, "FILE_BYTES", 2000)
     store = write(make_store(100), tmp_path / "groups", row_group=3)
     files = store.manifest["files"]
     assert len(files) > 2 and store.groups == 25 and store.size == 4
@@ -67,15 +67,15 @@ def test_row_groups_files_and_manifest_agree(make_store: Callable, tmp_path: Pat
     assert sorted(p.name for p in store.path.iterdir()) == sorted([f["name"] for f in files] + ["groups.json"])
 
 
-@pytest.mark.parametrize("where", ["write_parquet", "write_atomically"])
-def test_a_failure_in_the_middle_leaves_nothing(where: str, make_store: Callable, tmp_path: Path,
+@pytest.mark.parametrize(("module", "where"), [(shuffle, "write_parquet"), (materialise_module, "write_atomically")])
+def test_a_failure_in_the_middle_leaves_nothing(module: ModuleType, where: str, make_store: Callable, tmp_path: Path,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError("input/output error")
 
     store = make_store(20)
     monkeypatch.setattr(module, where, fail)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="input/output error"):
         write(store, tmp_path / "groups")
     assert [p.name for p in tmp_path.iterdir()] == ["store"]
     monkeypatch.undo()
@@ -102,16 +102,16 @@ def test_a_folder_that_came_into_being_is_kept(make_store: Callable, tmp_path: P
 
 
 def test_a_store_that_changed_is_noticed(make_store: Callable, tmp_path: Path) -> None:
-    samples = Samples.read(make_store(20), 1, "train")
-
-    class Changed(ImageTextStore):
-        def iter_batches(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-            yield from list(super().iter_batches(*args, **kwargs))[::-1]
-
-    changed = replace(samples, store=Changed(samples.store.path))
+    """A file whose rows stand in another order, and one that has lost its last row."""
+    store = make_store(20)
+    samples = Samples.read(store, 1, "train")
     groups = np.arange(20).reshape(5, 4)
-    with pytest.raises(ValueError, match="changed while it was grouped"):
-        materialise(changed, groups, groups >= 0, tmp_path / "groups", 3, CONFIGURATION, {})
+    file = max(store.files(1), key=os.path.getsize)
+    table = pa.Table.from_batches(iter_batches(file))
+    for changed in (table.take(np.arange(len(table))[::-1]), table[:-1]):
+        write_parquet(changed, file)
+        with pytest.raises(ValueError, match="version 1 changed while it was grouped: start again"):
+            materialise(samples, groups, groups >= 0, tmp_path / "groups", 3, CONFIGURATION, {})
     assert not (tmp_path / "groups").exists()
 
 
