@@ -1,7 +1,6 @@
 """What a new batch has twice: sample ids, which are unique in a store, and pictures, which may be dropped."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +62,7 @@ def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mod
     refused, there = _taken(ids, contents, known)
 
     compared &= ~(refused | there)
-    split = pc.list_element(pc.split_pattern(contents, "/", max_splits=1), 0)
-    train = pc.equal(split, "train").to_numpy(zero_copy_only=False)
+    train = pc.starts_with(contents, content_of("train", "")).to_numpy(zero_copy_only=False)
     copies = find_copies(Pictures(classes.filter(pa.array(compared)).to_numpy(),
                                   phashes.filter(pa.array(compared)).to_numpy(), train[compared]), known.pictures)
     exact, near = np.zeros((2, len(ids)), bool)
@@ -78,11 +76,11 @@ def drop_duplicates(written: pa.Table, store: ImageTextStore, batch_id: str, mod
     files = [_keep(store.path / name, keep[start:start + length], version) for name, start, length
              in zip(written["file"].to_pylist(), np.cumsum(lengths) - lengths, lengths, strict=True)
              if keep[start:start + length].any()]
-    rows = [*_refusals(ids, refused, batch_id, "duplicate id", "this batch or the store has another row under this id"),
-            *_refusals(ids, exact, batch_id, COPY_REASONS[0], "an equal picture stays"),
-            *_refusals(ids, near, batch_id, COPY_REASONS[1], "a similar picture stays")]
+    rows = [_refusals(ids, refused, batch_id, "duplicate id", "this batch or the store has another row under this id"),
+            _refusals(ids, exact, batch_id, COPY_REASONS[0], "an equal picture stays"),
+            _refusals(ids, near, batch_id, COPY_REASONS[1], "a similar picture stays")]
     counts = {"exact": copies.exact, "near": copies.near, "leaked": copies.leaked}
-    return Kept(files, int(keep.sum()), pa.Table.from_pylist(rows, QUARANTINE_SCHEMA),
+    return Kept(files, int(keep.sum()), pa.concat_tables(rows),
                 {name: int(mask.sum()) for name, mask in counts.items()} if compared.any() else {})
 
 
@@ -114,10 +112,8 @@ def _known(store: ImageTextStore, version: int, with_pictures: bool) -> _Known:
 
 def _taken(ids: pa.Array, contents: pa.Array, known: _Known) -> tuple[Bool[ndarray, " N"], Bool[ndarray, " N"]]:
     """Which rows have an id that another row holds, and which ids the store holds (the same row or another)."""
-    positions = pa.table({"id": ids, "position": np.arange(len(ids))})
-    first = positions.group_by("id").aggregate([("position", "min")])["position_min"].to_numpy()
-    refused = np.ones(len(ids), bool)
-    refused[first] = False
+    codes = ids.dictionary_encode().indices.to_numpy()  # numbered as they come: where one is new, the highest rises
+    refused = np.diff(np.maximum.accumulate(codes), prepend=-1) == 0
     at = pc.index_in(ids, known.ids)
     there = pc.is_valid(at).to_numpy(zero_copy_only=False)
     same = pc.fill_null(pc.equal(known.contents.take(at), contents), False)
@@ -135,8 +131,9 @@ def _keep(file: Place, keep: Bool[ndarray, " R"], version: int) -> Place:
     return without
 
 
-def _refusals(ids: pa.Array, which: Bool[ndarray, " N"], batch_id: str, reason: str, detail: str
-              ) -> Iterator[dict[str, str]]:
-    for sample_id in ids.filter(pa.array(which)).to_pylist():
-        yield {"batch_id": batch_id, "source": sample_id.split("/")[0], "reference": sample_id, "reason": reason,
-               "detail": detail}
+def _refusals(ids: pa.Array, which: Bool[ndarray, " N"], batch_id: str, reason: str, detail: str) -> pa.Table:
+    found = ids.filter(pa.array(which)).cast(pa.string())
+    source = pc.list_element(pc.split_pattern(found, "/", max_splits=1), 0)
+    same = {name: pa.repeat(text, len(found)) for name, text in (("batch_id", batch_id), ("reason", reason),
+                                                                  ("detail", detail))}
+    return pa.table({"source": source, "reference": found, **same}).select(QUARANTINE_SCHEMA.names)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config import GroupsConfig, PretrainConfig, RunConfig
 from pipelines.errors import UserError
-from pipelines.location import Address, fault, join, locate, place_of, storage_options
+from pipelines.location import Address, fault, folder_of, join, locate, place_of, storage_options
+from pipelines.places import groups_folder, run_folder
 from pipelines.store.table import ImageTextStore
 
 
@@ -45,6 +47,17 @@ def test_names_are_joined_to_an_address_as_they_stand() -> None:
         assert locate(join("s3://bucket/data/", name))[1] == f"bucket/data/{name}"
     assert join("s3://bucket/data?region=eu-west-1", "x.tar") == "s3://bucket/data/x.tar?region=eu-west-1"
     assert join("/data/", "50%20.jpg") == "/data/50%20.jpg"
+
+
+def test_where_only_a_folder_will_do_an_address_is_one_line(tmp_path: Path) -> None:
+    assert folder_of("to", str(tmp_path / "a"), "exports") == tmp_path / "a"
+    assert folder_of("to", "a", "exports") == Path.cwd() / "a"
+    for key, config in (("run.storage", PretrainConfig(run=RunConfig(storage="s3://bucket/runs"))),
+                        ("groups.path", PretrainConfig(groups=GroupsConfig(path="s3://bucket/runs")))):
+        with pytest.raises(UserError, match=f"^{key}=s3://bucket/runs is an address: [^\n]* lie in a folder[^\n]*$"):
+            run_folder(config, tmp_path), groups_folder(config, tmp_path, 1)
+    with pytest.raises(UserError, match="^groups.path is missing: s3://bucket/store is an address"):
+        groups_folder(PretrainConfig(), place_of("s3://bucket/store"), 1)
 
 
 def test_only_an_object_stores_words_count_as_its_answer() -> None:

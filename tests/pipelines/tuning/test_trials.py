@@ -1,12 +1,16 @@
 """trials.jsonl survives a crash at any byte; the best trial and the front against brute force."""
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.training.data_pin import DataPin
+from pipelines.tuning.checks import checked_space
+from pipelines.tuning.planner import Planner
 from pipelines.tuning.trials import Journal, best, best_of, front, read_trials
 from tests.pipelines.tuning.points import sweep_config, trial
 
@@ -75,3 +79,14 @@ def test_the_front_is_what_nobody_beats(scores: list[tuple[int, int]], lower: bo
             beaten |= other_quality >= quality and cheaper and (other_quality, other_cost) != (quality, cost)
         expected |= set() if beaten else {f"trial-{n:04d}"}
     assert {each.name for each in front(trials, "retrieval/mean_r5", "cost", lower)} == expected
+
+
+def test_the_trials_of_a_sweep_train_on_an_address_as_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "groups").mkdir()
+    config = sweep_config({"train.lr": {"choice": [0.1, 0.2]}}, f"groups.path={tmp_path / 'groups'}")
+    planner = Planner(config, checked_space(config), tmp_path)
+    planner.data = DataPin("s3://bucket/store", 3, "")
+    taken = planner.take()
+    assert taken is not None
+    pin = json.loads((tmp_path / "trials" / taken.name / "data.json").read_text())
+    assert pin == {"store": "s3://bucket/store", "version": 3, "groups": str(tmp_path / "groups")}
