@@ -78,14 +78,10 @@ def _chunk(texts: list[str], file: Path) -> np.ndarray:
     if file.exists():
         found: np.ndarray = np.load(file)
         return found
-    from cluster.connection import connect
-    from pipelines.grouping.embed import embed_captions
+    from pipelines.grouping.caption_embedding import caption_embedder
 
-    connect()
     text = cli.parse(GroupConfig, [], description="", defaults_file=cli.CONFIGS / "group" / "demo.yaml").config.text
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    features = np.empty((len(texts), text.width), np.float32)
-    features[order] = embed_captions(text, [texts[i] for i in order], 0)
+    features = caption_embedder(text, 0, "cpu")(texts)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp.npy")
     np.save(temporary, features)

@@ -264,7 +264,9 @@ class EvaluationConfig:
     unseen_split: str = ""
     """Split of things that training never shows (keys retrieval_unseen/...), such as the demo's; empty: none."""
     validate_samples: int = 256
-    """Samples of each split used by validations during training; the final evaluation uses all."""
+    """Samples of each split used by validations during training; 0: all."""
+    final_samples: int = 0
+    """Samples of each split used by the evaluation that ends a run; 0: all."""
     rerank: int = 32
     """ITC candidates that ITM re-ranks; 0: no re-ranking."""
     batch: int = 64
@@ -273,7 +275,7 @@ class EvaluationConfig:
     """Held-out R@5 whose first step the summary and the report name."""
 
     def __post_init__(self) -> None:
-        for name in ("validate_samples", "rerank"):
+        for name in ("validate_samples", "final_samples", "rerank"):
             require(getattr(self, name) >= 0, f"evaluation.{name}", getattr(self, name), "0 or more")
         require(self.batch >= 1, "evaluation.batch", self.batch, "at least 1")
         require(all(0 < target <= 1 for target in self.targets), "evaluation.targets", self.targets,

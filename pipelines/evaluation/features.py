@@ -86,13 +86,16 @@ def extract(model: PretrainingModel, split: HeldOutSplit, batch: int, device: to
 
 def _encode_texts(model: PretrainingModel, split: HeldOutSplit, captions: Int64[Tensor, "S"],
                   device: torch.device) -> tuple[Tensor | None, Tensor]:
-    """ITC embeddings (None without ITC) and text features of these captions."""
+    """ITC embeddings (None without ITC) and text features of these captions, encoded by length, which saves padding."""
     embeddings, features = [], []
     ids, masks = split.input_ids[captions], split.attention_mask[captions]
-    for at in range(0, len(ids), TEXT_BATCH):
-        pooled = model.model.encode_text(ids[at:at + TEXT_BATCH].to(device),
-                                         masks[at:at + TEXT_BATCH].to(device)).pooled
+    lengths = masks.sum(dim=1)
+    order = lengths.argsort(stable=True)
+    for rows in order.split(TEXT_BATCH):
+        longest = int(lengths[rows].max())
+        pooled = model.model.encode_text(ids[rows, :longest].to(device), masks[rows, :longest].to(device)).pooled
         if model.itc is not None:
             embeddings.append(model.embed_text(pooled).float().cpu())
         features.append(torch.nn.functional.normalize(pooled.float(), dim=-1).cpu())
-    return torch.cat(embeddings) if embeddings else None, torch.cat(features)
+    place = order.argsort()
+    return torch.cat(embeddings)[place] if embeddings else None, torch.cat(features)[place]

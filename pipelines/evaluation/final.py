@@ -20,17 +20,20 @@ class Final:
     """On the job's device, in evaluation mode."""
     held_out: HeldOut
     evaluation: Evaluation
+    samples: int
+    """The most samples of a split that were scored; 0: all."""
 
 
 def evaluate_export(job: TrainingJob) -> Final:
     """Load the exported weights and evaluate them.
 
-    A run that was stopped before its schedule's end is scored on `evaluation.validate_samples` samples only.
+    A run that was stopped before its schedule's end is scored on the samples of its validations.
     """
     device = torch.device(job.device)
     model = build_model(job.config)
     load_weights(model, job.run / "export" / "model.safetensors")
     model.to(device).eval()
-    finished = job.stop_step == job.schedule_steps
-    held_out = HeldOut(job.config, job.store, job.store_version, device, limit=0 if finished else None)
-    return Final(model, held_out, held_out.validate(model))
+    settings, finished = job.config.evaluation, job.stop_step == job.schedule_steps
+    samples = settings.final_samples if finished else settings.validate_samples
+    held_out = HeldOut(job.config, job.store, job.store_version, device, samples)
+    return Final(model, held_out, held_out.validate(model), samples)

@@ -17,6 +17,7 @@ from pipelines.grouping import quality
 from pipelines.grouping.duplicates import check_cosine, describe, duplicate_labels, unite
 from pipelines.grouping.materialise import GroupedStore, building_folder, check_room, existing, materialise
 from pipelines.grouping.samples import Samples
+from pipelines.location import Place
 from pipelines.store.table import ImageTextStore
 
 SPLIT = "train"
@@ -34,6 +35,8 @@ class Source:
     """The folder of a complete export."""
     batch: int = 64
     """Images that the model embeds at once."""
+    home: Place | None = None
+    """Where embeddings are kept (default: kept.home_of)."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,11 @@ class Grouped:
 
 def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, seed: int, path: Path,
                  progress: Progress | None = None, version: int | None = None, model: Path | None = None,
-                 batch: int = 64) -> GroupedStore:
+                 batch: int = 64, home: Place | None = None) -> GroupedStore:
     """Disjoint groups of a version's training split (default: the newest version), in the folder `path`.
 
-    Samples are compared by the image embeddings of the export `model`, or without one by the text features of `text`.
+    Samples are compared by the image embeddings of the export `model`, or without one by the text features of `text`;
+    both are kept in the folder `home` (default: beside the store, or beside `path` where nothing can be written there).
     Returns at once where the same groups are there already. Needs a running Ray for `groups.method: similar`.
     Raises ValueError where `path` holds something else, where the split has fewer samples than G, where embeddings
     are not finite, and where `groups.duplicate_cosine` makes one picture of most samples; UserError where the disk is
@@ -66,7 +70,7 @@ def build_groups(groups: GroupsConfig, text: TextConfig, store: ImageTextStore, 
         return found
     samples = Samples.read(store, version, SPLIT)
     check_room(path, samples)
-    done = group(groups, Source(text, model, batch), samples, seed, path, progress)
+    done = group(groups, Source(text, model, batch, home), samples, seed, path, progress)
     order = np.random.default_rng([seed, 1]).permutation(len(done.members))
     facts = done.facts | {"store": str(store.path), "data_version": version, "split": SPLIT, "seed": seed,
                           "method": groups.method, "samples": len(samples), "padding": int((~done.real).sum())}
@@ -108,7 +112,7 @@ def group(groups: GroupsConfig, source: Source, samples: Samples, seed: int, pat
     if groups.method == "random":
         members, real = partition.random_partition(_labels(samples), groups.size, seed)
         return Grouped(samples, members, real, {"embedding": "none: random groups"}, {})
-    vectors, facts = embed(source, samples, seed, progress)
+    vectors, facts = embed(source, samples, seed, path, progress)
     if len(samples) > groups.cell:
         return _in_cells(groups, vectors, samples, seed, facts, path, progress)
     samples, facts = _find_duplicates(groups, samples, facts, lambda cosine: _near_pairs(vectors, cosine))
@@ -117,17 +121,19 @@ def group(groups: GroupsConfig, source: Source, samples: Samples, seed: int, pat
     return _judged(samples, vectors, labels, members, real, cosines, seed, facts)
 
 
-def embed(source: Source, samples: Samples, seed: int, progress: Progress | None) -> tuple[np.ndarray, dict[str, Any]]:
+def embed(source: Source, samples: Samples, seed: int, path: Path, progress: Progress | None,
+          ) -> tuple[np.ndarray, dict[str, Any]]:
     """Unit-norm vectors in the order of `samples.table`, and facts about them; ValueError: not finite."""
-    from pipelines.grouping import embed, image_embedding
+    from pipelines.grouping import caption_embedding, image_embedding, kept
     from pipelines.grouping.neighbours import check_finite
     if source.model is not None:
-        vectors = image_embedding.embed_images(source.model, samples, source.batch, progress)
+        recipe = image_embedding.recipe(source.model, source.batch)
         facts: dict[str, Any] = {"embedding": image_embedding.describe(source.model), "model": str(source.model)}
     else:
-        embed.check(source.text)
-        vectors = embed.embed_samples(source.text, samples.table["captions"].to_pylist(), seed, progress)
-        facts = {"embedding": embed.describe(source.text)}
+        caption_embedding.check(source.text)
+        recipe = caption_embedding.recipe(source.text, seed)
+        facts = {"embedding": caption_embedding.describe(source.text)}
+    vectors = kept.embeddings(recipe, samples, source.home or kept.home_of(samples.store.path, path), progress)
     check_finite(vectors)
     return vectors, facts | {"without_embedding": int((~vectors.any(axis=1)).sum())}
 

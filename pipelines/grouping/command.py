@@ -68,7 +68,7 @@ def check(config: GroupConfig, root: Path) -> Wanted:
 
 
 def _check_text(config: GroupConfig) -> None:
-    from pipelines.grouping.embed import check as check_text
+    from pipelines.grouping.caption_embedding import check as check_text
     try:
         check_text(config.text)
     except (ValueError, FileNotFoundError) as error:

@@ -21,13 +21,14 @@ from pipelines.feed.stages import Stages
 from pipelines.grouping.build import SPLIT, build_groups
 from pipelines.grouping.materialise import check_room
 from pipelines.grouping.samples import Samples
-from pipelines.location import Place
 from pipelines.model_source import WEIGHTS
 from pipelines.store.table import ImageTextStore
 from pipelines.training import checkpoint
 from pipelines.training.job import TrainingJob
 
 POLL_SECONDS = 0.5
+BATCH = 64
+"""Images that are embedded at once."""
 
 
 class StageBuilder:
@@ -80,30 +81,30 @@ def build(job: TrainingJob, stages: Stages, stage: int) -> None:
     store = ImageTextStore(job.store)
     samples = Samples.read(store, job.store_version, SPLIT)
     check_room(stages.groups(stage), samples)
-    embeddings = _embed(samples, model)
+    home = stages.path(stage) / "embeddings"
+    _embed(samples, model, home)
     groups = build_groups(config.groups, config.model.text, store, config.run.seed, stages.groups(stage), None,
-                          job.store_version, model=model)
-    for file in embeddings:  # of use to nobody else: the model is one of many on the way
-        file.unlink(missing_ok=True)
+                          job.store_version, model=model, home=home)
+    shutil.rmtree(home)  # of use to nobody else: the model is one of many on the way
     quality = groups.manifest["quality"]
     print(f"groups, stage {stage}: built anew in {time.monotonic() - began:.0f} s for the epochs from "
           f"{stage * stages.every} on; cosine in a group {quality['in_group']:.3f}, at random {quality['random']:.3f}",
           flush=True)
 
 
-def _embed(samples: Samples, model: Path) -> list[Place]:
-    """The files of the embeddings of `samples`, made by one actor that reserves nothing: training holds the CPUs."""
-    from pipelines.grouping.image_embedding import Embedder, missing, pieces_of
+def _embed(samples: Samples, model: Path, home: Path) -> None:
+    """Make the embeddings of `samples` by one actor that reserves nothing: training holds the CPUs."""
+    from pipelines.grouping.image_embedding import recipe
+    from pipelines.grouping.kept import Embedder, missing, pieces_of
 
-    every = pieces_of(model, samples)
-    pieces = missing(every, model)
-    actor = ray.remote(num_cpus=0)(Embedder).remote(pieces, model, samples.split, 64)
+    images = recipe(model, BATCH)
+    pieces = missing(pieces_of(images, samples, home), images)
+    actor = ray.remote(num_cpus=0)(Embedder).remote(pieces, images, samples.split)
     for number in range(len(pieces)):
         mistake = ray.get(actor.embed.remote(number))
         if mistake:
             raise UserError(mistake)
     ray.kill(actor)
-    return [piece.to for piece in every]
 
 
 def remove_old(job: TrainingJob, stages: Stages) -> None:

@@ -8,7 +8,7 @@ import jinja2
 
 from pipelines.config import PretrainConfig
 from pipelines.report.data_card import BUILT_IN, data_facts
-from pipelines.report.summary import versions
+from pipelines.report.summary import measured_on, versions
 
 TEMPLATE = """\
 ---
@@ -38,7 +38,7 @@ too. Images are bytes, paths, PIL images or RGB arrays; `ashnets.zero_shot` clas
 
 ## Results
 {% if metrics %}
-Held-out data, every image from rest. Chance is what the same measure shows without learning.
+Held-out data ({{ measured_on }}), every image from rest. Chance is what the same measure shows without learning.
 
 | measure | result | chance |
 |---|---|---|
@@ -116,6 +116,7 @@ def model_card(config: PretrainConfig, run: Path, steps: int | None, summary: di
     return environment.from_string(TEMPLATE).render(
         config=config, model=config.model, train=train, steps=steps, facts=data_facts(run), built_in=BUILT_IN,
         origin=_origin, images=train.groups_per_atom * train.atoms_per_step * config.groups.size,
+        measured_on=measured_on(recorded or {}),
         metrics=recorded["metrics"] if recorded else None, chance=recorded["chance"] if recorded else {},
         rates=", ".join(f"`{name}` {rate:.1%}" for name, rate in recorded["firing_rates"].items()) if recorded else "",
         tasks=", ".join(f"{name.upper()} {getattr(weights, name).weight:g}" for name in

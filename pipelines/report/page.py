@@ -13,7 +13,7 @@ from pipelines.report.gallery import SHOWN, Gallery, galleries
 from pipelines.report.groups import shown_groups
 from pipelines.report.plots import USUAL_FIRING, health, held_out, losses, resumed_at
 from pipelines.report.settings import settings
-from pipelines.report.summary import REPORT, headline
+from pipelines.report.summary import REPORT, headline, measured_on
 from pipelines.report.targets import MEASURES
 from pipelines.training.job import TrainingJob
 from pipelines.training.run_directory import read_lines
@@ -44,6 +44,7 @@ def content(job: TrainingJob, summary: dict[str, Any], final: Final) -> dict[str
         "held_out": [draw(plot) for plot in held_out(lines, summary)],
         "health": [draw(plot) for plot in health(lines, job.config, marks)],
         "validation_samples": job.config.evaluation.validate_samples,
+        "measured_on": measured_on(summary),
         "usual_firing": USUAL_FIRING,
         "targets": summary["steps_to_target"],
         "measures": MEASURES,

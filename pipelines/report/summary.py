@@ -60,6 +60,7 @@ def write_summary(job: TrainingJob, final: Final) -> dict[str, Any]:
         "name": job.config.run.name, "status": "finished" if job.stop_step == job.schedule_steps else "stopped",
         "steps": steps, "schedule_steps": job.schedule_steps, "samples": job.samples(steps),
         "seconds": round(found[1].seconds, 1), "world_size": found[1].world_size,
+        "measured_samples": final.samples,
         "metrics": {k: round(v, 4) for k, v in metrics.items() if not k.startswith(prefix)},
         "chance": {k: round(v, 4) for k, v in final.held_out.chance().items()},
         "steps_to_target": steps_to_target(read_lines(job.run / "metrics.jsonl"), job.config.evaluation.targets),
@@ -115,6 +116,12 @@ def headline(summary: dict[str, Any]) -> list[Result]:
     return [Result(key, metrics[key], levels.get(key), meaning) for key, meaning in MEANING.items() if key in metrics]
 
 
+def measured_on(summary: dict[str, Any]) -> str:
+    """Which held-out samples the measures of a summary are of."""
+    most = summary.get("measured_samples", 0)
+    return f"at most {most} samples of a split" if most else "all samples"
+
+
 def targets_in_words(found: dict[str, dict[str, int | None]]) -> str:
     """`R@5 of 0.5, 0.9: image to text 50, -; ...`."""
     targets = ", ".join(next(iter(found.values())))
@@ -134,6 +141,8 @@ def print_summary(run: Path, summary: dict[str, Any]) -> None:
         table.add_row(key, f"{value:.3f}", "" if chance is None else f"{chance:.3f}", meaning)
     console = Console(width=None if Console().is_terminal else 140)
     console.print(table)
+    if summary.get("measured_samples"):
+        console.print(f"measured on {measured_on(summary)}")
     rates = ", ".join(f"{name} {rate:.1%}" for name, rate in summary["firing_rates"].items())
     console.print(f"firing rates: {rates or 'no spiking layer'}")
     if summary.get("steps_to_target"):

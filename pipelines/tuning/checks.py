@@ -81,6 +81,16 @@ def _stopping(config: TuneConfig) -> list[str]:
     return []
 
 
+def incomparable(config: TuneConfig) -> str:
+    """A warning where a trial's last measure is of other samples than its earlier ones; else nothing."""
+    evaluation = config.evaluation
+    if evaluation.final_samples == evaluation.validate_samples or not (config.train.validate_every and
+                                                                       _held_out(config)):
+        return ""
+    return (f"a trial's last value is measured on other samples than its validations: evaluation.final_samples="
+            f"{evaluation.validate_samples} makes curves and ends comparable")
+
+
 def total_steps(config: TuneConfig) -> int:
     """Steps of a whole trial; 0 where they follow from the epochs."""
     train = config.train

@@ -21,7 +21,7 @@ from pipelines.training.data_pin import DataPin, first_version, pinned, read_pin
 from pipelines.training.lease import Lease, check_free
 from pipelines.training.preemption import AGAIN
 from pipelines.tuning import groups
-from pipelines.tuning.checks import checked_space, room
+from pipelines.tuning.checks import checked_space, incomparable, room
 from pipelines.tuning.config import TuneConfig
 from pipelines.tuning.planner import Planner
 from pipelines.tuning.results import complete, print_results, write_results
@@ -50,6 +50,8 @@ def tune(config: TuneConfig, root: Path) -> None:
     check_free(folder, config.run.takeover)
     if not done:
         _demand_here(config, planner, folder, root)
+        if warning := incomparable(config):
+            print(f"warning: {warning}", flush=True)
     with Lease(folder, takeover=config.run.takeover), preempted():
         save_sweep(config, folder)
         if not done:

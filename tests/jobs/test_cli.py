@@ -151,7 +151,8 @@ MAY_BE_ZERO = MAY_BE_NEGATIVE | {
     "train.max_steps", "train.schedule_steps", "train.validate_every", "train.data_version", "train.min_lr_share",
     "train.warmup_share", "train.backbone_lr_factor", "train.weight_decay", "scaling.zero_stage",
     "checkpoint.keep_best",
-    "evaluation.validate_samples", "evaluation.rerank", "train.betas", "tasks.mvm.dictionary_decay",
+    "evaluation.validate_samples", "evaluation.final_samples", "evaluation.rerank", "train.betas",
+    "tasks.mvm.dictionary_decay",
     *(f"tasks.{name}.weight" for name in ("itc", "itm", "mlm", "mvm", "stua"))}
 
 

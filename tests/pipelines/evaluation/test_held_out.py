@@ -71,6 +71,21 @@ def test_ranks_share_the_images_and_agree_with_one_process(held_out: HeldOut, mo
     torch.testing.assert_close(tokens, order, rtol=1e-4, atol=1e-4)
 
 
+def test_captions_keep_their_order_and_need_no_padding(held_out: HeldOut, model, monkeypatch: pytest.MonkeyPatch):
+    """They are encoded by length, in batches; each alone at full length gives the same."""
+    monkeypatch.setattr("pipelines.evaluation.features.TEXT_BATCH", 7)
+    split = held_out.splits["retrieval"]
+    found = extract(model, split, 8, CPU)
+    assert len(set(split.attention_mask.sum(dim=1).tolist())) > 1 and len(split.captions) > 7
+    with torch.no_grad():
+        pooled = [model.model.encode_text(split.input_ids[row:row + 1], split.attention_mask[row:row + 1]).pooled
+                  for row in range(len(split.captions))]
+        expected = torch.cat([model.embed_text(text) for text in pooled])
+    torch.testing.assert_close(found.text, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.text_feature, torch.nn.functional.normalize(torch.cat(pooled), dim=-1),
+                               rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("total", "world"), [(21, 2), (21, 3), (21, 4), (2, 3), (6, 3)])
 def test_all_ranks_run_equally_many_and_each_thing_counts_once(total: int, world: int):
     """A rank with fewer forwards than the others would leave them waiting for ever under ZeRO-3."""

@@ -8,13 +8,10 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from ashnets.config import TextConfig
-from ashnets.encoders.text import TextEncoder
-from ashnets.processing import Tokenizer
 from pipelines.config import GroupsConfig
-from pipelines.grouping import embed
+from pipelines.grouping import kept
 from pipelines.grouping.build import build_groups
 from pipelines.grouping.materialise import GroupedStore
 from pipelines.store.schema import read_row_groups
@@ -27,26 +24,6 @@ TEXT = TextConfig(init="none", tokenizer=VOCABULARY, layers=1, width=32, heads=2
 def members(store: GroupedStore) -> list[list[str]]:
     return [ids for file, index, _ in store.row_groups
             for ids in read_row_groups(file, [index], ["sample_ids"])["sample_ids"].to_pylist()]
-
-
-def test_features_are_the_encoders_mean_over_tokens_and_captions(ray_local: ModuleType,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed, "BATCH", 3)
-    captions = [["a dog", "a very old dog that sleeps"], ["a cat"], ["a dog"], [], ["one", "two", "three"]]
-    done = []
-    found = embed.embed_samples(TEXT, captions, 7, lambda *report: done.append(report))
-    torch.manual_seed(7)
-    encoder, tokenizer = TextEncoder(TEXT).eval(), Tokenizer(VOCABULARY, 16)
-    for row, several in enumerate(captions):
-        if not several:
-            assert not found[row].any()
-            continue
-        with torch.no_grad():
-            pooled = encoder(*(torch.from_numpy(array) for array in tokenizer(several))).pooled
-        mean = torch.nn.functional.normalize(pooled, dim=-1).mean(dim=0)
-        assert float(torch.from_numpy(found[row]) @ mean / mean.norm()) > 0.999  # bfloat16 where it is native
-        assert np.linalg.norm(found[row]) == pytest.approx(1, abs=1e-5)
-    assert max(done) == ("embedding captions", 6, 6)  # "a dog" once
 
 
 def test_build_groups_whole(ray_local: ModuleType, make_store: Callable, tmp_path: Path,
@@ -72,7 +49,7 @@ def test_build_groups_whole(ray_local: ModuleType, make_store: Callable, tmp_pat
     def never(*_: object) -> None:
         raise AssertionError("embedded a second time")
 
-    monkeypatch.setattr(embed, "embed_samples", never)
+    monkeypatch.setattr(kept, "embeddings", never)
     assert build_groups(GroupsConfig(row_group=8), TEXT, store, 0, path).manifest == manifest
     with pytest.raises(ValueError, match=r"size=4 \(now 8\)"):
         build_groups(GroupsConfig(size=8, row_group=8), TEXT, store, 0, path)

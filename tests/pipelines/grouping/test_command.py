@@ -14,7 +14,7 @@ from jobs import cli
 from pipelines.config import GroupsConfig, PretrainConfig
 from pipelines.errors import UserError
 from pipelines.export import complete
-from pipelines.grouping import build, command, image_embedding
+from pipelines.grouping import build, command, kept
 from pipelines.grouping.command import check, group_store
 from pipelines.grouping.config import GroupConfig
 from pipelines.grouping.materialise import GroupedStore, existing
@@ -153,7 +153,7 @@ def test_embeddings_that_are_not_finite_leave_nothing(root: Path, config: GroupC
                                                       monkeypatch: pytest.MonkeyPatch) -> None:
     bad = np.full((26, 32), 0.1, np.float32)
     bad[3] = np.nan
-    monkeypatch.setattr(image_embedding, "embed_images", lambda *_: bad)
+    monkeypatch.setattr(kept, "embeddings", lambda *_: bad)
     with pytest.raises(ValueError, match="1 of 26 embeddings are not finite"):
         group_store(replace(at(config, tmp_path / "groups"), model="tiny"), root)
     assert not list(tmp_path.iterdir())
@@ -161,7 +161,7 @@ def test_embeddings_that_are_not_finite_leave_nothing(root: Path, config: GroupC
 
 def test_a_cosine_that_unites_everything_is_refused(root: Path, config: GroupConfig, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_embedding, "embed_images", lambda *_: np.full((26, 4), 0.5, np.float32))
+    monkeypatch.setattr(kept, "embeddings", lambda *_: np.full((26, 4), 0.5, np.float32))
     with pytest.raises(ValueError, match=r"duplicate_cosine=0.9 makes one picture of 26 of the 26"):
         group_store(replace(at(config, tmp_path / "groups", duplicate_cosine=0.9), model="tiny"), root)
 

@@ -15,9 +15,9 @@ import pytest
 from ashnets.config import TextConfig
 from pipelines.config import GroupsConfig
 from pipelines.errors import UserError
-from pipelines.grouping import build, cell_tasks, image_embedding, materialise, shuffle
+from pipelines.grouping import build, cell_tasks, kept, materialise, shuffle
 from pipelines.grouping.build import build_groups
-from pipelines.grouping.image_embedding import Embedder, Piece
+from pipelines.grouping.kept import Embedder, Piece, Recipe
 from pipelines.grouping.materialise import GroupedStore, building_folder
 from pipelines.grouping.samples import Samples
 from pipelines.store.parts import Part
@@ -143,15 +143,15 @@ def test_the_vectors_of_the_cells(disk: SmallDisk) -> None:
 def test_the_embeddings_beside_the_store(disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     to = disk.path / "store.embeddings" / "model" / "piece.parquet"
     piece = Piece(Part(0, "file", (0,), 1000), 1000, to)
-    monkeypatch.setattr(image_embedding, "_size", lambda _: 512)
+    recipe = Recipe("images", "0" * 64, 512, "image_embedding", ("image",), 64, lambda _: pytest.fail("loaded"), {})
     disk.fill(left=MIB)
     with pytest.raises(UserError, match=f"^the disk of {to.parent} is full: embedding the images takes"):
-        image_embedding.missing([piece], tmp_path)
+        kept.missing([piece], recipe)
     disk.free()
-    assert image_embedding.missing([piece], tmp_path) == [piece]
+    assert kept.missing([piece], recipe) == [piece]
 
     vectors = pa.table({"sample_id": [str(n) for n in range(10_000)]})
     monkeypatch.setattr(Embedder, "_write", lambda *_: (disk.fill(), write_parquet(vectors, to)))
-    told = Embedder([piece], tmp_path, "train", 64).embed(0)
+    told = Embedder([piece], recipe, "train").embed(0)
     assert told.startswith(f"the disk of {to.parent} is full: no room for embedding the images, 0 MiB are free")
     assert not list(to.parent.iterdir())

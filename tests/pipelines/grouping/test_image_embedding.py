@@ -15,7 +15,7 @@ from ashnets.pretrained import load
 from pipelines.errors import UserError
 from pipelines.export import complete
 from pipelines.grouping import image_embedding
-from pipelines.grouping.image_embedding import embed_images
+from pipelines.grouping.kept import Progress, embeddings, home_of
 from pipelines.grouping.samples import Samples
 from pipelines.location import place_of
 from pipelines.store.schema import STORE_SCHEMA
@@ -39,6 +39,11 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, version: int) -> Samples:
     return Samples.read(ImageTextStore(root / "store"), version, "train")
+
+
+def embed_images(export: Path, samples: Samples, batch: int, progress: Progress | None = None) -> np.ndarray:
+    home = home_of(samples.store.path, export.parent / "groups")
+    return embeddings(image_embedding.recipe(export, batch), samples, home, progress)
 
 
 def test_vectors_are_the_models_and_only_new_rows_are_made(root: Path, ray_local: ModuleType) -> None:
@@ -66,7 +71,7 @@ def test_vectors_are_the_models_and_only_new_rows_are_made(root: Path, ray_local
     where = [second.table["sample_id"].to_pylist().index(i) for i in first.table["sample_id"].to_pylist()]
     assert np.array_equal(more[where], vectors)
     listing = json.loads((folder / f"v{store.version()}.json").read_text())
-    assert (listing["rows"], listing["unreadable"], len(listing["files"])) == (9, 1, 2)
+    assert (listing["rows"], listing["without_embedding"], len(listing["files"])) == (9, 1, 2)
     assert np.array_equal(embed_images(export, second, 4, lambda *_: pytest.fail("embedded again")), more)
 
 

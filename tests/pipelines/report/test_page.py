@@ -14,7 +14,7 @@ from pipelines.report.groups import ShownGroup
 from pipelines.report.page import render
 from pipelines.report.plots import USUAL_FIRING, health, held_out, losses, resumed_at
 from pipelines.report.settings import settings
-from pipelines.report.summary import headline
+from pipelines.report.summary import headline, measured_on
 from pipelines.report.targets import MEASURES, steps_to_target
 from tests.pipelines.report.html_checks import check_page
 
@@ -43,6 +43,7 @@ def values(lines: list[dict[str, Any]] = LINES, caption: str = "a cat", **change
     rows = settings(PretrainConfig())
     return {
         "summary": told, "results": headline(told), "captions": 8, "validation_samples": 256,
+        "measured_on": measured_on(told),
         "losses": [draw(plot) for plot in losses(lines, resumed_at(STARTS))],
         "held_out": [draw(plot) for plot in held_out(lines, told)],
         "health": [draw(plot) for plot in health(lines, PretrainConfig(), resumed_at(STARTS))],
@@ -76,6 +77,13 @@ def test_a_stopped_run_says_how_to_go_on():
     stopped, finished = check_page(render(values(status="stopped"))).text, check_page(render(values())).text
     assert "goes on" in stopped and "not yet" in stopped
     assert "goes on" not in finished and "not yet" not in finished
+
+
+def test_a_result_of_some_samples_says_so():
+    whole, some = (check_page(render(values(measured_samples=most))).text for most in (0, 256))
+    told = "on at most 256 samples of a split (evaluation.final_samples)"
+    assert told not in whole and told in some
+    assert "final evaluation, on all samples" in whole and "final evaluation, on at most 256" in some
 
 
 def test_a_run_without_validation_spikes_or_bad_samples():
