@@ -56,7 +56,7 @@ class Recipe:
     rows: int
     """Rows that are embedded at once."""
     load: Callable[[str], Embed]
-    """Makes ready to embed on a device."""
+    """Makes ready to embed on a device; a process that calls it again gets the same model."""
     facts: Mapping[str, Any]
     """For the list of a version's files."""
 
@@ -119,15 +119,20 @@ def missing(pieces: Sequence[Piece], recipe: Recipe) -> list[Piece]:
 
 
 def _make(pieces: Sequence[Piece], recipe: Recipe, split: str, progress: Progress | None) -> None:
-    """Write the pieces' files: Ray Data over a pool of actors, each of which holds the model."""
+    """Write the pieces' files by Ray Data: on GPUs by a pool of actors, each of which holds the model.
+
+    On CPUs by tasks, whose processes keep the model too; one that had a GPU ends with its task.
+    """
     if not pieces:
         return
-    gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
-    # Numbers that are there already, and not ray.data.range, whose reading would need a CPU that the actors hold.
-    dataset = ray.data.from_arrow([pa.table({"number": [number]}) for number in range(len(pieces))]).map_batches(
-        Embedder, fn_constructor_args=(list(pieces), recipe, split), batch_size=1, num_cpus=1,
-        num_gpus=1 if gpus else None,
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(gpus or max(1, cpus), len(pieces))))
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    numbers = ray.data.from_arrow([pa.table({"number": [number]}) for number in range(len(pieces))])
+    if gpus:
+        dataset = numbers.map_batches(
+            Embedder, fn_constructor_args=(list(pieces), recipe, split), batch_size=1, num_gpus=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(gpus, len(pieces))))
+    else:
+        dataset = numbers.map_batches(Embedder(list(pieces), recipe, split).__call__, batch_size=1, num_cpus=1)
     dataset.context.enable_progress_bars = False
     done = 0
     for found in dataset.iter_batches(batch_size=None):
@@ -140,7 +145,7 @@ def _make(pieces: Sequence[Piece], recipe: Recipe, split: str, progress: Progres
 
 
 class Embedder:
-    """An actor that embeds pieces; the model is loaded with the first, where a mistake in it can be told."""
+    """Embeds pieces; the model is loaded with the first, where a mistake in it can be told."""
 
     def __init__(self, pieces: list[Piece], recipe: Recipe, split: str) -> None:
         self._pieces, self._recipe, self._split = pieces, recipe, split

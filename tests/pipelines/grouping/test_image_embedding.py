@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +76,28 @@ def test_vectors_are_the_models_and_only_new_rows_are_made(root: Path, ray_local
     listing = json.loads((folder / f"v{store.version()}.json").read_text())
     assert (listing["rows"], listing["without_embedding"], len(listing["files"])) == (9, 1, 2)
     assert np.array_equal(embed_images(export, second, 4, lambda *_: pytest.fail("embedded again")), more)
+
+
+def test_where_there_are_gpus_actors_make_the_same(root: Path, ray_local: ModuleType) -> None:
+    """A Ray of its own that counts a GPU, which an actor must hold; what it computes on is still the CPU."""
+    vectors = embed_images(root / "run" / "export", read(root, ImageTextStore(root / "store").version()), 4)
+    (root / "store.embeddings").rename(root / "by_tasks")
+    script = """
+import ray, sys
+ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False)
+from tests.pipelines.grouping.test_image_embedding import ImageTextStore, Path, embed_images, read
+root = Path(sys.argv[1])
+done = []
+embed_images(root / "run" / "export", read(root, ImageTextStore(root / "store").version()), 4,
+             lambda *report: done.append(report))
+print(len(done), "made")
+"""
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", script, str(root)], env=variables, capture_output=True, text=True)
+    assert done.stdout == "2 made\n" and "ActorPoolMapOperator" in done.stderr, done.stderr
+    again = embed_images(root / "run" / "export", read(root, ImageTextStore(root / "store").version()), 4,
+                         lambda *_: pytest.fail("embedded again"))
+    np.testing.assert_allclose(again, vectors, atol=1e-5)
 
 
 def test_a_store_at_an_address_has_its_embeddings_beside_it(root: Path, bucket: str, ray_local: ModuleType) -> None:
