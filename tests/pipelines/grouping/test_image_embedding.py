@@ -78,6 +78,7 @@ def test_vectors_are_the_models_and_only_new_rows_are_made(root: Path, ray_local
     assert np.array_equal(embed_images(export, second, 4, lambda *_: pytest.fail("embedded again")), more)
 
 
+@pytest.mark.full
 def test_where_there_are_gpus_actors_make_the_same(root: Path, ray_local: ModuleType) -> None:
     """A Ray of its own that counts a GPU, which an actor must hold; what it computes on is still the CPU."""
     vectors = embed_images(root / "run" / "export", read(root, ImageTextStore(root / "store").version()), 4)
