@@ -41,12 +41,21 @@ def find_copies(new: Pictures, known: Pictures) -> Copies:
     before = len(known.classes)
     classes = np.concatenate([known.classes, new.classes[order]])
     hashes = np.concatenate([known.hashes, new.hashes[order]])
-    _, first, at = np.unique(classes, return_index=True, return_inverse=True)
     exact, near = np.zeros((2, len(order)), bool)
-    position = np.arange(before, len(classes))
-    exact[order] = first[at[before:]] < position
-    near[order] = first_similar(hashes, before) < position
-    trained = np.concatenate([known.hashes[known.train], new.hashes])
-    leaked = np.isin(new.classes, known.classes[known.train]) | (
-        first_similar(trained, int(known.train.sum())) < known.train.sum())
+    exact[order] = _again(classes)[before:]
+    near[order] = first_similar(hashes, before) < np.arange(before, len(hashes))
+    leaked = np.zeros(len(order), bool)
+    if known.train.any():
+        trained = np.concatenate([known.hashes[known.train], new.hashes])
+        leaked = np.isin(new.classes, known.classes[known.train]) | (
+            first_similar(trained, int(known.train.sum())) < known.train.sum())
     return Copies(exact, near & ~exact, ~new.train & leaked)
+
+
+def _again(classes: Int64[ndarray, " N"]) -> Bool[ndarray, " N"]:
+    """Which rows have a class that a row before them has."""
+    order = np.argsort(classes, kind="stable")
+    ordered = classes[order]
+    found = np.zeros(len(classes), bool)
+    found[order[1:]] = ordered[1:] == ordered[:-1]
+    return found

@@ -27,7 +27,7 @@ from pipelines.sources.emoji import EmojiSource, all_emoji
 from pipelines.sources.record import Rejected, Source
 from pipelines.sources.scenes import ScenesSource
 from pipelines.store.attempts import attempt_at, file_name
-from pipelines.store.duplicates import COPY_REASONS, Kept, content_of, drop_duplicates
+from pipelines.store.duplicates import COPY_REASONS, Kept, drop_duplicates, id_hash
 from pipelines.store.quarantine import QUARANTINE_SCHEMA, count_reasons, read_quarantine, refusal, write_quarantine
 from pipelines.store.schema import STORE_SCHEMA, write_parquet
 from pipelines.store.table import ImageTextStore, StoreMoved
@@ -37,7 +37,9 @@ from pipelines.store.validate import to_row
 ROW_FORMAT = 1  # part of the batch's id: another number, and every source is ingested anew
 FILE_ROWS = 4096
 FILE_BYTES = 128 * 2**20
-MAX_TASKS = 256
+FEWEST_TASKS = 32
+TASKS_A_CPU = 4
+"""Where there are parts enough: each task costs the driver .15 MB for as long as it lives."""
 ROW_SETTINGS = ("encode", "quality", "short_side", "max_caption", "duplicates")
 """Settings that decide the rows beside `max_pixels`; part of the batch's id where they differ from the defaults, so
 that what was ingested before they existed keeps its id."""
@@ -45,15 +47,16 @@ that what was ingested before they existed keeps its id."""
 WRITTEN_SCHEMA = pa.schema([
     ("part", pa.int64()),
     ("file", pa.string()),
-    ("sample_ids", pa.list_(pa.string())),
-    ("contents", pa.list_(pa.string())),
+    ("ids", pa.list_(pa.uint64())),
+    ("train", pa.list_(pa.bool_())),
     ("classes", pa.list_(pa.int64())),
     ("phashes", pa.list_(pa.uint64())),
     ("refused", pa.list_(pa.struct(list(QUARANTINE_SCHEMA)))),
     ("mistake", pa.string()),
 ])
-"""What a task tells the driver of one written file (an empty name: only refusals); contents, classes and phashes: see
-duplicates.py. A mistake of the user's, which ends the ingest, comes as its text: Ray would bury the exception."""
+"""What a task tells the driver of one written file (an empty name: only refusals); ids, classes and phashes: see
+duplicates.py. The driver holds this of all rows, so a row is little. A mistake of the user's, which ends the ingest,
+comes as its text: Ray would bury the exception."""
 
 Progress = Callable[[str, int, int], None]
 """Called as progress(what, done, total) on the driver."""
@@ -122,7 +125,7 @@ def ingest(sources: Sequence[Source], data: DataConfig, store_path: str | Place,
         duplicates = json.loads(store.notes(batch_id).get("duplicates", "{}"))
     splits: Counter[str] = Counter()
     for batch in store.iter_batches(["split"], version=version, rows=65_536):
-        splits.update(batch["split"].to_pylist())
+        splits.update({count["values"]: count["counts"] for count in batch["split"].value_counts().to_pylist()})
     return IngestReport(version, dict(sorted(splits.items())), count_reasons(read_quarantine(store.path, batch_id)),
                         time.monotonic() - start, added, duplicates)
 
@@ -134,10 +137,11 @@ def _write_files(sources: Sequence[Source], data: DataConfig, folder: Place, bat
     parts = [(number, part) for number, source in enumerate(sources) for part in range(source.parts)]
     work = partial(_ingest_parts, sources=list(sources), parts=parts, folder=folder, batch_id=batch_id,
                    attempt=attempt, data=data)
+    tasks = max(FEWEST_TASKS, TASKS_A_CPU * int(ray.cluster_resources().get("CPU", 1)))
     quiet = DataContext.get_current().copy()
     quiet.enable_progress_bars = progress is None and quiet.enable_progress_bars
     with DataContext.current(quiet):
-        dataset = ray.data.range(len(parts), override_num_blocks=max(1, min(len(parts), MAX_TASKS))).map_batches(
+        dataset = ray.data.range(len(parts), override_num_blocks=max(1, min(len(parts), tasks))).map_batches(
             work, batch_size=1, batch_format="pyarrow")
         tables, done = [WRITTEN_SCHEMA.empty_table()], set[int]()
         table: pa.Table
@@ -163,8 +167,8 @@ def _ingest_parts(numbers: pa.Table, sources: list[Source], parts: list[tuple[in
                 if rows:
                     write_parquet(pa.Table.from_pylist(rows, STORE_SCHEMA), folder / file)
                 yield pa.Table.from_pylist([{
-                    "part": number, "file": file, "sample_ids": [row["sample_id"] for row in rows],
-                    "contents": [content_of(row["split"], row["sha256"]) for row in rows],
+                    "part": number, "file": file, "ids": [id_hash(row["sample_id"]) for row in rows],
+                    "train": [row["split"] == "train" for row in rows],
                     "classes": [row["image_class"] for row in rows], "phashes": [row["phash"] for row in rows],
                     "refused": refused}], WRITTEN_SCHEMA)
         except Exception as error:
@@ -219,7 +223,7 @@ def _judge(written: pa.Table, kept: Kept, store: ImageTextStore, batch_id: str, 
     """Write the quarantine; UserError where too many records are bad, or none is left for a new store."""
     refused = [pa.Table.from_struct_array(chunk.flatten()).cast(QUARANTINE_SCHEMA)
                for chunk in written["refused"].chunks]
-    total = sum(pc.sum(pc.list_value_length(written[name])).as_py() or 0 for name in ("sample_ids", "refused"))
+    total = sum(pc.sum(pc.list_value_length(written[name])).as_py() or 0 for name in ("ids", "refused"))
     if not total:
         raise UserError(f"the source holds no record: nothing was appended to {store.path}; look at source.path, "
                         "source.format and source.splits")

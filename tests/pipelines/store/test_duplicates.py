@@ -2,17 +2,19 @@
 from __future__ import annotations
 
 import tempfile
+from unittest import mock
 
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.store.duplicates import content_of, drop_duplicates
+from pipelines.store import duplicates
+from pipelines.store.duplicates import drop_duplicates
 from pipelines.store.schema import STORE_SCHEMA, write_parquet
 from pipelines.store.table import ImageTextStore
 
 WRITTEN = pa.schema([
-    ("file", pa.string()), ("sample_ids", pa.list_(pa.string())), ("contents", pa.list_(pa.string())),
+    ("file", pa.string()), ("ids", pa.list_(pa.uint64())), ("train", pa.list_(pa.bool_())),
     ("classes", pa.list_(pa.int64())), ("phashes", pa.list_(pa.uint64()))])
 ROWS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1), st.sampled_from(["train", "val"])), max_size=6)
 
@@ -24,10 +26,12 @@ def table(rows: list[tuple[int, int, str]]) -> pa.Table:
 
 @settings(max_examples=30, deadline=None)
 @given(st.dictionaries(st.integers(0, 6), st.tuples(st.integers(0, 1), st.sampled_from(["train", "val"]))),
-       st.lists(ROWS.map(sorted), min_size=1, max_size=3))
-def test_verdicts_equal_a_plain_loop(there: dict[int, tuple[int, str]],
-                                     files: list[list[tuple[int, int, str]]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+       st.lists(ROWS.map(sorted), min_size=1, max_size=3), st.booleans())
+def test_verdicts_equal_a_plain_loop(there: dict[int, tuple[int, str]], files: list[list[tuple[int, int, str]]],
+                                     collide: bool) -> None:
+    """Also where different ids have one hash."""
+    hashed = (lambda name: int(name[2:]) % 2) if collide else duplicates.id_hash
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(duplicates, "id_hash", hashed):
         store = ImageTextStore(folder)
         if there:
             store.append([table([(i, h, s) for i, (h, s) in there.items()])], "before")
@@ -36,8 +40,8 @@ def test_verdicts_equal_a_plain_loop(there: dict[int, tuple[int, str]],
             name = f"new-{number}.parquet" if rows else ""
             if rows:
                 write_parquet(table(rows), store.path / name)
-            written.append({"file": name, "sample_ids": [f"s/{i}" for i, _, _ in rows],
-                            "contents": [content_of(s, str(h)) for _, h, s in rows], "classes": [0] * len(rows),
+            written.append({"file": name, "ids": [hashed(f"s/{i}") for i, _, _ in rows],
+                            "train": [s == "train" for _, _, s in rows], "classes": [0] * len(rows),
                             "phashes": [None] * len(rows)})
         kept = drop_duplicates(pa.Table.from_pylist(written, WRITTEN), store, "b")
 
