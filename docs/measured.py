@@ -23,7 +23,7 @@ INGEST = """
 The stage behind `jobs/ingest.py` on JPEG files of 320 x 240 pixels (25 KB), beside a plain loop in one process that
 checks, hashes and writes the same rows, without looking for duplicates. Ray's start is excluded. Memory: the driver's
 largest resident set, and the largest sum of what Ray's workers held for themselves. Until the commit the driver keeps
-of each row its id, a hash and two numbers.
+of each row three numbers and a flag.
 """
 
 
