@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import pytest
 
+from jobs import cli
 from pipelines.errors import UserError
-from pipelines.tuning.checks import checked_space, room
+from pipelines.tuning.checks import checked_space, incomparable, room
+from pipelines.tuning.config import TuneConfig
 from tests.pipelines.tuning.points import sweep_config
 
 LR = {"train.lr": {"loguniform": [1e-4, 1e-2]}}
@@ -51,3 +53,13 @@ def test_trials_at_the_same_time_leave_the_feed_a_cpu() -> None:
     assert not found.ok and "tune.concurrent=3 trials x scaling.workers=2" in found.finding
     gpus = sweep_config(LR, "tune.concurrent=3", "scaling.workers=2", "scaling.device=gpu")
     assert room(gpus, 64, 6, "the cluster's").ok and not room(gpus, 64, 5, "the cluster's").ok
+
+
+def test_ends_on_other_samples_than_validations_are_told() -> None:
+    space = {"train.lr": {"choice": [1e-3]}}
+    demo = cli.parse(TuneConfig, [], description="", defaults_file=cli.CONFIGS / "tune" / "demo.yaml").config
+    assert incomparable(demo) == ""
+    other = sweep_config(space, "train.validate_every=3", "evaluation.validate_samples=64")
+    assert "evaluation.final_samples=64 makes curves and ends comparable" in incomparable(other)
+    for key in ("evaluation.final_samples=64", "train.validate_every=0"):
+        assert incomparable(sweep_config(space, "train.validate_every=3", "evaluation.validate_samples=64", key)) == ""
