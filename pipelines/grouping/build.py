@@ -15,15 +15,12 @@ from ashnets.processing import caption_class
 from pipelines.config import GroupsConfig
 from pipelines.grouping import quality
 from pipelines.grouping.duplicates import check_cosine, describe, duplicate_labels, unite
-from pipelines.grouping.materialise import GroupedStore, building_folder, check_room, existing, materialise
+from pipelines.grouping.materialise import GroupedStore, Progress, building_folder, check_room, existing, materialise
 from pipelines.grouping.samples import Samples
 from pipelines.location import Place
 from pipelines.store.table import ImageTextStore
 
 SPLIT = "train"
-
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, total)."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pipelines.disk import demand_room, full_disk_told, is_full
 from pipelines.embedding.task import vector_column
 from pipelines.errors import UserError, is_users_mistake
 from pipelines.files import write_atomically
+from pipelines.grouping.materialise import Progress
 from pipelines.grouping.samples import Samples
 from pipelines.location import Place
 from pipelines.store.parts import Part
@@ -36,8 +37,6 @@ READ_ROWS = 4096
 
 Embed = Callable[[list[dict[str, Any]]], Float32[np.ndarray, "n E"]]
 """Unit-norm vectors of rows of the store, zeros where a row has nothing to embed."""
-Progress = Callable[[str, int, int], None]
-"""Called as progress(what, done, total)."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,10 @@ def home_of(store: Place, groups: Path) -> Place:
     try:
         home.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"?")
-        probe.unlink()
     except (OSError, UserError) as error:
         if not is_full(error):
             return groups.with_name(f"{groups.name}.embeddings")
+    probe.unlink(missing_ok=True)  # a full disk leaves it empty
     return home
 
 

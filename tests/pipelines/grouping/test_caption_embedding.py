@@ -115,3 +115,4 @@ def test_a_store_that_is_only_readable_has_them_beside_the_groups(ray_local: Mod
     assert home_of(store.path, tmp_path / "groups") == disk.path / "store.embeddings"
     disk.fill()
     assert home_of(store.path, tmp_path / "groups") == disk.path / "store.embeddings"
+    assert not list((disk.path / "store.embeddings").iterdir())

@@ -18,7 +18,8 @@ from ashnets.pretrained import load
 from pipelines.errors import UserError
 from pipelines.export import complete
 from pipelines.grouping import image_embedding
-from pipelines.grouping.kept import Progress, embeddings, home_of
+from pipelines.grouping.kept import embeddings, home_of
+from pipelines.grouping.materialise import Progress
 from pipelines.grouping.samples import Samples
 from pipelines.location import place_of
 from pipelines.store.schema import STORE_SCHEMA
