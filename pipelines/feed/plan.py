@@ -10,8 +10,11 @@ from pipelines.feed.order import Order, rounds
 from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
-BLOCK_GROUPS = 64
-"""Groups of a block at least: Ray Data costs some milliseconds a block, so smaller ones are slow."""
+BLOCK_GROUPS = 256
+"""Groups of a block at most, but for the steps' edges: blocks of 64 are a fifth slower, since every block costs Ray's
+scheduler some milliseconds; larger ones only delay the first batch."""
+BLOCK_BYTES = 192 * 2**20
+"""Bytes of a block at most, but for the steps' edges: several are on their way at the same time."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,16 @@ class FeedPlan:
 
     def steps_per_block(self, world: int) -> int:
         """Steps whose micro-batches for one of `world` ranks travel in one block."""
-        return -(-BLOCK_GROUPS // (rounds(self.atoms_per_step, world) * self.groups_per_atom))
+        return -(-self.block_groups(world) // (rounds(self.atoms_per_step, world) * self.groups_per_atom))
+
+    def block_groups(self, world: int) -> int:
+        """Groups that a block should hold: the blocks of all `world` ranks together are no more than a window, since
+        they are put in order in one piece.
+        """
+        samples, tokens = self.store().size, self.feed.captions * self.max_tokens
+        group_bytes = samples * (3 * self.feed.image_size**2 + 4 * 8 * tokens)
+        window = self.feed.window * max(self.order().sizes)
+        return max(1, min(BLOCK_GROUPS, BLOCK_BYTES // group_bytes, window // world))
 
     def streams(self, start_step: int, stop_step: int) -> dict[str, tuple[int, int]]:
         """Steps [start_step, stop_step), cut before each step that is the first to need a later stage of the groups.

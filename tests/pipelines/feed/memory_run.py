@@ -19,7 +19,7 @@ from tests.pipelines.feed.small_stores import make_groups, write_groups, write_t
 
 OBJECT_STORE = 100 * 2**20
 SIDE = 96
-"""Pixels of a group of 3: 81 KiB; 32 groups a block: 2.6 MiB."""
+"""Pixels of a group of 3: 81 KiB; 64 groups a block, as many as a window: 5.2 MiB."""
 
 
 def main(folder: Path, groups: int, blocks: int) -> None:
@@ -27,7 +27,7 @@ def main(folder: Path, groups: int, blocks: int) -> None:
     rows = make_groups(50, 3, 24)
     write_groups(folder / "store", [rows[i % len(rows)] | {"group_id": i} for i in range(groups)], row_group=16)
     write_tokenizer(folder / "tokenizer.json")
-    plan = FeedPlan(str(folder / "store"), 7, FeedConfig(window=8, image_size=SIDE, captions=1),
+    plan = FeedPlan(str(folder / "store"), 7, FeedConfig(window=4, image_size=SIDE, captions=1),
                     str(folder / "tokenizer.json"), 8, 0.3, False, groups_per_atom=8, atoms_per_step=1)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
              object_store_memory=OBJECT_STORE)

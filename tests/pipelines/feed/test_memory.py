@@ -11,14 +11,14 @@ import pytest
 
 from tests.pipelines.feed.memory_run import OBJECT_STORE
 
-GROUPS = 2_000
+GROUPS = 2_560
 BLOCKS = 40
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.full
 def test_object_store_use_stays_level(tmp_path: Path) -> None:
-    """All of the small store's blocks are 160 MiB, of the large one's 2.5 GiB; the object store holds 100 MiB."""
+    """All of the small store's blocks are 200 MiB, of the large one's 3.2 GiB; the object store holds 100 MiB."""
     used = {}
     for times in (1, 16):
         folder = tmp_path / str(times)

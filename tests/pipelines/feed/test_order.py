@@ -15,6 +15,8 @@ from pipelines.feed.blocks import expected_positions
 from pipelines.feed.order import GroupReference, Order, by_rank, generator, slots, with_padding
 from pipelines.feed.plan import FeedPlan
 
+from .conftest import MakePlan
+
 sizes_lists = st.lists(st.integers(0, 6), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 PLAN = FeedPlan("", 0, FeedConfig(), "", 8, 0.15, False, 1, 1)
 orders = st.builds(Order, sizes_lists.map(tuple), st.integers(1, 5), st.integers(0, 2**31))
@@ -61,7 +63,7 @@ def test_any_sequence_of_worlds_runs_every_group_once_in_order(
     plan = replace(PLAN, atoms_per_step=atoms_per_step, groups_per_atom=groups_per_atom, end=end)
     trained: list[tuple[int, int, int]] = []
     step = 0
-    with mock.patch("pipelines.feed.plan.BLOCK_GROUPS", block_groups):
+    with mock.patch.object(FeedPlan, "block_groups", lambda self, world: block_groups):
         for world, steps in segments:
             streams = [iter(rows) for rows in blocks_of(order, plan, step, step + steps, world)]
             for s in range(step, step + steps):
@@ -104,7 +106,17 @@ def test_a_block_holds_several_steps_of_one_rank() -> None:
     assert by_rank(8, 4, 2, 1).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
     assert by_rank(8, 8, 2, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
     plan = replace(PLAN, groups_per_atom=4, atoms_per_step=4)
-    assert [plan.steps_per_block(world) for world in (1, 2, 3, 4, 64)] == [4, 8, 8, 16, 16]
+    with mock.patch.object(FeedPlan, "block_groups", return_value=64):
+        assert [plan.steps_per_block(world) for world in (1, 2, 3, 4, 64)] == [4, 8, 8, 16, 16]
+
+
+@pytest.mark.parametrize(("window", "side", "world", "groups"), [
+    (500, 16, 1, 256), (500, 16, 4, 256),
+    (500, 384, 1, 151), (500, 1000, 1, 22), (500, 9000, 1, 1),  # 192 MiB hold no more groups of three such images
+    (3, 16, 1, 12), (3, 16, 5, 2), (3, 16, 64, 1)])  # windows of 12 groups
+def test_blocks_are_bounded_by_groups_bytes_and_the_window(make_plan: MakePlan, window: int, side: int, world: int,
+                                                           groups: int) -> None:
+    assert make_plan(window=window, image_size=side).block_groups(world) == groups
 
 
 def test_order_depends_on_seed_and_epoch_and_stays_inside_windows() -> None:
