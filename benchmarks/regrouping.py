@@ -29,7 +29,7 @@ SCENES = 1024
 SEEDS = (0, 1, 2)
 ARMS = {"off": ["groups.regroup_every=0"], "on": ["groups.regroup_every=1"]}
 STEPS = 57
-"""Three epochs of 19 steps: epochs 2 and 3 have groups of their own where regrouping is on."""
+"""Three epochs of some 19 steps: all but the first have groups of their own where regrouping is on."""
 SHARED = [f"data.store={STORE}", f"train.schedule_steps={STEPS}", "train.validate_every=0", "checkpoint.every_steps=19",
           "scaling.workers=1", "evaluation.rerank=0"]
 MEASURES = ("retrieval/i2t_r1", "retrieval/t2i_r1", "retrieval/i2t_r5", "retrieval/t2i_r5", "retrieval_unseen/i2t_r5",
