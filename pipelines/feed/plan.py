@@ -11,8 +11,8 @@ from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
 BLOCK_GROUPS = 256
-"""Groups of a block at most, but for the steps' edges: blocks of 64 are a fifth slower, since every block costs Ray's
-scheduler some milliseconds; larger ones only delay the first batch."""
+"""Groups of a block at most, but for the steps' edges: every block costs Ray's scheduler some milliseconds, and the first
+batch waits for a whole one. docs/feed.md has the few and noisy runs that chose it."""
 BLOCK_BYTES = 192 * 2**20
 """Bytes of a block at most, but for the steps' edges: several are on their way at the same time."""
 
