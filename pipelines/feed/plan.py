@@ -11,10 +11,22 @@ from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
 BLOCK_GROUPS = 256
-"""Groups of a block at most, but for the steps' edges: every block costs Ray's scheduler some milliseconds, and the first
-batch waits for a whole one. docs/feed.md has the few and noisy runs that chose it."""
+"""Groups of a block at most, but for the steps' edges: every block costs Ray's scheduler some milliseconds, and the
+first batch waits for a whole one. docs/feed.md has the few and noisy runs that chose it."""
 BLOCK_BYTES = 192 * 2**20
 """Bytes of a block at most, but for the steps' edges: several are on their way at the same time."""
+
+
+def sample_bytes(feed: FeedConfig, max_tokens: int) -> int:
+    """Bytes of a sample as arrays: uint8 pixels, and of every caption four rows of int64."""
+    return 3 * feed.image_size**2 + 4 * 8 * feed.captions * max_tokens
+
+
+def block_groups(group_bytes: int, window_groups: int, world: int) -> int:
+    """Groups that a block of one of `world` ranks should hold: the blocks of all ranks together are no more than a
+    window, since they are put in order in one piece.
+    """
+    return max(1, min(BLOCK_GROUPS, BLOCK_BYTES // group_bytes, window_groups // world))
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,9 @@ class FeedPlan:
         return -(-self.block_groups(world) // (rounds(self.atoms_per_step, world) * self.groups_per_atom))
 
     def block_groups(self, world: int) -> int:
-        """Groups that a block should hold: the blocks of all `world` ranks together are no more than a window, since
-        they are put in order in one piece.
-        """
-        samples, tokens = self.store().size, self.feed.captions * self.max_tokens
-        group_bytes = samples * (3 * self.feed.image_size**2 + 4 * 8 * tokens)
-        window = self.feed.window * max(self.order().sizes)
-        return max(1, min(BLOCK_GROUPS, BLOCK_BYTES // group_bytes, window // world))
+        """Groups that a block of one of `world` ranks should hold (`block_groups` of this plan)."""
+        group_bytes = self.store().size * sample_bytes(self.feed, self.max_tokens)
+        return block_groups(group_bytes, self.feed.window * max(self.order().sizes), world)
 
     def streams(self, start_step: int, stop_step: int) -> dict[str, tuple[int, int]]:
         """Steps [start_step, stop_step), cut before each step that is the first to need a later stage of the groups.

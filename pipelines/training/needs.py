@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.config import PretrainConfig
+from pipelines.feed.order import rounds
+from pipelines.feed.plan import block_groups, sample_bytes
 
 PROCESS_BYTES = 600 * 2**20
 """What a CPU worker holds alone before its model: 602 MiB, beside 426 MiB of libraries that all workers share (of
@@ -39,9 +41,10 @@ def worker_bytes(config: PretrainConfig, size: ModelSize, cpu: bool) -> float:
 
 
 def feed_bytes(config: PretrainConfig, image_bytes: float) -> float:
-    """What the feed holds at once: two windows of encoded images, and three micro-batches a worker as arrays."""
-    groups, feed, text = config.groups, config.feed, config.model.text
-    window = feed.window * groups.row_group * groups.size * image_bytes
-    sample = 3 * feed.image_size**2 + feed.captions * text.max_tokens * 4 * 8
-    atom = config.train.groups_per_atom * groups.size * sample
-    return 2 * window + 3 * config.scaling.most * atom
+    """What the feed holds at once: two windows of encoded images, and three blocks a worker as arrays."""
+    groups, feed, workers = config.groups, config.feed, config.scaling.most
+    window_groups = feed.window * groups.row_group
+    group_bytes = groups.size * sample_bytes(feed, config.model.text.max_tokens)
+    step_groups = rounds(config.train.atoms_per_step, workers) * config.train.groups_per_atom
+    steps = -(-block_groups(group_bytes, window_groups, workers) // step_groups)
+    return 2 * window_groups * groups.size * image_bytes + 3 * workers * steps * step_groups * group_bytes

@@ -128,10 +128,18 @@ def test_the_stores_disk_holds_its_images_twice_while_groups_are_built() -> None
     assert machine.store_disk(Path("/data/s"), 0, grouped=False, free=GIB).ok
 
 
-def test_the_object_store_holds_two_windows_and_the_micro_batches() -> None:
+@pytest.mark.parametrize(("window", "side", "block"), [
+    (10, 32, 48),  # a window of 160 groups for 4 workers: three steps of 16
+    (1, 32, 16),  # a step at least
+    (500, 32, 256), (500, 1024, 16)])  # 256 groups, or 192 MiB and a step at least
+def test_the_object_store_holds_two_windows_and_three_blocks_a_worker(window: int, side: int, block: int) -> None:
+    config = replace(CONFIG, feed=FeedConfig(window=window, image_size=side))
+    group = 4 * (3 * side * side + 25 * 4 * 8)
+    assert feed_bytes(config, 1000.0) == 2 * window * 16 * 4 * 1000 + 3 * 4 * block * group
+
+
+def test_a_small_object_store_is_a_finding() -> None:
     config = replace(CONFIG, feed=FeedConfig(window=10, image_size=32))
-    atom = 16 * 4 * (3 * 32 * 32 + 25 * 4 * 8)
-    assert feed_bytes(config, 1000.0) == 2 * 10 * 16 * 4 * 1000 + 3 * 4 * atom
     assert not machine.object_store(config, 1000.0, MIB).ok and machine.object_store(config, 1000.0, GIB).ok
 
 
