@@ -18,7 +18,7 @@ _SIDES = re.compile(r"\b(?:left|right)", re.IGNORECASE)
 
 
 def training_pixels(data: bytes, captions: Sequence[str], feed: FeedConfig, max_pixels: int,
-                    random: np.random.Generator) -> UInt8[ndarray, "3 S S"]:
+                    random: np.random.Generator) -> UInt8[ndarray, "S S 3"]:
     """Decode, crop at random (`crop_scale` 1: centre square), resize, mirror with probability one half, RandAugment.
 
     An image with a caption that speaks of left or right is never mirrored. Raises BadSample.
@@ -33,8 +33,7 @@ def training_pixels(data: bytes, captions: Sequence[str], feed: FeedConfig, max_
     mirror = random.random() < 0.5
     if feed.flip and mirror and not any(_SIDES.search(caption) for caption in captions):
         image = cv2.flip(image, 1)
-    image = rand_augment(image, feed.rand_augment, feed.rand_augment_magnitude, random)
-    return image.transpose(2, 0, 1)
+    return rand_augment(image, feed.rand_augment, feed.rand_augment_magnitude, random)
 
 
 def crop_box(height: int, width: int, scale: float, random: np.random.Generator) -> tuple[int, int, int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 
 import pyarrow as pa
 import torch
@@ -56,8 +56,8 @@ def micro_batch(block: pa.Table, plan: FeedPlan) -> MicroBatch:
 def local_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int = 0,
                   world: int = 1) -> Iterator[MicroBatch]:
     """The micro-batches of `rank` at steps [start_step, stop_step), made in this process, one ahead in a thread."""
-    raw = cut((read_window(plan, part, world) for part in window_slices(plan, start_step, stop_step)),
-              plan.groups_per_atom)
+    windows = (read_window(plan, part, world) for part in window_slices(plan, start_step, stop_step))
+    raw = cut(chain.from_iterable(windows), plan.groups_per_atom)
     mine = islice(raw, rank, None, world)
     return micro_batches(_ahead(transform_block(block, plan) for block in mine), plan, start_step, stop_step, rank,
                          world)

@@ -25,7 +25,7 @@ def mask_tokens(input_ids: Int64[ndarray, " L"], attention_mask: Int64[ndarray, 
     chosen = candidates & _choose(int(starts.sum()), rate, random)[unit]
     labels = np.where(chosen, input_ids, IGNORED)
     fate = random.random(len(input_ids))
-    words = random.choice(tokenizer.ordinary_ids, len(input_ids))
+    words = tokenizer.ordinary_ids[random.integers(len(tokenizer.ordinary_ids), size=len(input_ids))]
     masked = np.where(fate < 0.8, tokenizer.mask_id, np.where(fate < 0.9, words, input_ids))
     return np.where(chosen, masked, input_ids), labels
 

@@ -142,11 +142,11 @@ def with_padding(start: int, stop: int, step_groups: int, padding: int) -> Int64
     return np.insert(positions, np.repeat(ends, padding), -1)
 
 
-def by_rank(rows: int, step_rows: int, world: int, atom: int) -> Int64[ndarray, " R"]:
-    """Row numbers of whole steps of the padded stream, put in order by (rank, step, round).
+def by_rank(rows: int, world: int, atoms: int, atom: int) -> Int64[ndarray, " R"]:
+    """Row numbers of the padded stream, put in order by (block, rank, micro-batch).
 
-    `step_rows` rows are one step of all ranks, `atom` rows a micro-batch. Each rank's share is then one piece, which
-    holds its micro-batches of all those steps in the order in which it runs them.
+    Micro-batch c of `atom` rows is rank c mod world's; a block holds `atoms` of one rank in the order in which it runs
+    them, and `rows` is a whole number of blocks of every rank.
     """
-    numbers = np.arange(rows, dtype=np.int64).reshape(rows // step_rows, step_rows // (world * atom), world, atom)
-    return numbers.transpose(2, 0, 1, 3).ravel()
+    numbers = np.arange(rows, dtype=np.int64).reshape(rows // (atoms * world * atom), atoms, world, atom)
+    return numbers.transpose(0, 2, 1, 3).ravel()

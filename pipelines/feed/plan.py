@@ -1,6 +1,7 @@
 """FeedPlan: everything the feed needs to know, frozen and picklable (no torch or ray import)."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -10,11 +11,12 @@ from pipelines.feed.order import Order, rounds
 from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
-BLOCK_GROUPS = 256
-"""Groups of a block at most, but for the steps' edges: every block costs Ray's scheduler some milliseconds, and the
-first batch waits for a whole one. docs/feed.md has the few and noisy runs that chose it."""
-BLOCK_BYTES = 192 * 2**20
-"""Bytes of a block at most, but for the steps' edges: several are on their way at the same time."""
+BLOCK_GROUPS = 64
+"""Groups of a block at most, but for a larger micro-batch: the first batch waits for two whole blocks."""
+BLOCK_BYTES = 64 * 2**20
+"""Bytes of a block at most, but for a larger micro-batch: several are on their way at the same time."""
+TASK_BLOCKS = 4
+"""Blocks that one task makes: every task costs Ray's scheduler some milliseconds."""
 
 
 def sample_bytes(feed: FeedConfig, max_tokens: int) -> int:
@@ -23,7 +25,7 @@ def sample_bytes(feed: FeedConfig, max_tokens: int) -> int:
 
 
 def block_groups(group_bytes: int, window_groups: int, world: int) -> int:
-    """Groups that a block of one of `world` ranks should hold: the blocks of all ranks together are no more than a
+    """Groups that a block of one of `world` ranks holds at most: the blocks of all ranks together are no more than a
     window, since they are put in order in one piece.
     """
     return max(1, min(BLOCK_GROUPS, BLOCK_BYTES // group_bytes, window_groups // world))
@@ -75,14 +77,26 @@ class FeedPlan:
         """Whether the group at `position` is trained on: padding is not, nor what lies behind the end."""
         return 0 <= position and (self.end is None or position < self.end)
 
-    def steps_per_block(self, world: int) -> int:
-        """Steps whose micro-batches for one of `world` ranks travel in one block."""
-        return -(-self.block_groups(world) // (rounds(self.atoms_per_step, world) * self.groups_per_atom))
+    def atoms_per_block(self, world: int) -> int:
+        """Micro-batches of one of `world` ranks that travel in one block; of several steps, where these are small."""
+        return max(1, block_groups(self.group_bytes(), self.window_groups(), world) // self.groups_per_atom)
 
-    def block_groups(self, world: int) -> int:
-        """Groups that a block of one of `world` ranks should hold (`block_groups` of this plan)."""
-        group_bytes = self.store().size * sample_bytes(self.feed, self.max_tokens)
-        return block_groups(group_bytes, self.feed.window * max(self.order().sizes), world)
+    def block_rows(self, world: int) -> int:
+        """Groups of a block."""
+        return self.atoms_per_block(world) * self.groups_per_atom
+
+    def task_blocks(self, world: int) -> int:
+        """Blocks that one task makes: fewer where those put in order together would pass a window."""
+        return next((blocks for blocks in range(TASK_BLOCKS, 1, -1)
+                     if math.lcm(blocks, world) * self.block_rows(world) <= self.window_groups()), 1)
+
+    def group_bytes(self) -> int:
+        """Bytes of a group as arrays."""
+        return self.store().size * sample_bytes(self.feed, self.max_tokens)
+
+    def window_groups(self) -> int:
+        """Groups of a window of full row groups."""
+        return self.feed.window * max(self.order().sizes)
 
     def streams(self, start_step: int, stop_step: int) -> dict[str, tuple[int, int]]:
         """Steps [start_step, stop_step), cut before each step that is the first to need a later stage of the groups.

@@ -5,6 +5,7 @@ A raw row is one group: `position` (-1: padding), `epoch`, and the grouped store
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,12 @@ from pipelines.grouping.materialise import GROUP_SCHEMA, GroupedStore
 from pipelines.store.schema import read_row_groups
 
 COLUMNS = ("group_id", "sample_ids", "images", "captions", "image_classes", "real")
+PIECE_GROUPS = 64
+"""Groups of a window that are handed on at once, so that the first are decoded before the last are put in order."""
+READ_THREADS = 4
+"""Files of a window that are read at once."""
+_IMAGES = pa.list_(pa.large_binary())
+"""The images of a window together may pass the 2 GiB that 32-bit offsets reach."""
 
 
 def window_slices(plan: FeedPlan, start_step: int, stop_step: int) -> list[WindowSlice]:
@@ -29,8 +36,8 @@ def window_slices(plan: FeedPlan, start_step: int, stop_step: int) -> list[Windo
     return list(plan.order().window_slices(start_step * plan.step_groups, stop_step * plan.step_groups))
 
 
-def read_window(plan: FeedPlan, part: WindowSlice, world: int) -> pa.Table:
-    """The raw rows at positions [part.start, part.stop), with the padding rows that `world` ranks need.
+def read_window(plan: FeedPlan, part: WindowSlice, world: int) -> Iterator[pa.Table]:
+    """The raw rows at positions [part.start, part.stop), with the padding rows that `world` ranks need, in pieces.
 
     Micro-batches that lie wholly behind the end of training are padding too.
     """
@@ -38,25 +45,35 @@ def read_window(plan: FeedPlan, part: WindowSlice, world: int) -> pa.Table:
     if plan.end is not None:
         last = -(-plan.end // plan.groups_per_atom) * plan.groups_per_atom
         positions[positions >= last] = -1
-    table, rows = _read_groups(plan.store_of(part.epoch), plan.order().slice_rows(part)[positions >= 0])
+    tables, rows = _read_groups(plan.store_of(part.epoch), plan.order().slice_rows(part)[positions >= 0])
     padded = with_padding(part.start, part.stop, plan.step_groups, plan.padding_groups(world))
     padded[padded >= 0] = positions
-    indices = np.full(len(padded), table.num_rows, dtype=np.int64)
+    indices = np.full(len(padded), sum(table.num_rows for table in tables), dtype=np.int64)
     indices[padded >= 0] = rows
-    table = pa.concat_tables([table, _padding_row()]).take(pa.array(indices))
-    columns = {"position": pa.array(padded), "epoch": pa.array(np.full(len(padded), part.epoch, dtype=np.int64))}
-    return pa.table(columns | {name: table[name] for name in COLUMNS})
+    for first in range(0, len(padded), PIECE_GROUPS):
+        piece = slice(first, first + PIECE_GROUPS)
+        yield _raw_rows([*tables, _padding_row()], indices[piece], padded[piece], part.epoch)
 
 
 def padding(rows: int) -> pa.Table:
     """Raw rows of padding alone."""
-    row = _padding_row().take(pa.array(np.zeros(rows, dtype=np.int64)))
-    columns = {"position": pa.array(np.full(rows, -1)), "epoch": pa.array(np.zeros(rows, dtype=np.int64))}
-    return pa.table(columns | {name: row[name] for name in COLUMNS})
+    return _raw_rows([_padding_row()], np.zeros(rows, dtype=np.int64), np.full(rows, -1), 0)
 
 
-def _read_groups(store: GroupedStore, wanted: Int64[ndarray, "R 2"]) -> tuple[pa.Table, Int64[ndarray, " R"]]:
-    """A table that holds the wanted (row group, row) pairs, and the row number of each in it."""
+def _raw_rows(tables: list[pa.Table], indices: Int64[ndarray, " R"], positions: Int64[ndarray, " R"],
+              epoch: int) -> pa.Table:
+    """The rows `indices` of tables of groups, one behind the other, with their positions and their epoch."""
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])
+    number = np.searchsorted(starts, indices, side="right") - 1
+    # Table by table: taking rows of several chunks at once would join all of them again for every piece.
+    parts = [tables[i].take(pa.array(indices[number == i] - starts[i])) for i in np.unique(number)]
+    rows = pa.concat_tables(parts).take(pa.array(np.argsort(np.argsort(number, kind="stable"))))
+    columns = {"position": pa.array(positions), "epoch": pa.array(np.full(len(positions), epoch, dtype=np.int64))}
+    return pa.table(columns | {name: rows[name] for name in COLUMNS})
+
+
+def _read_groups(store: GroupedStore, wanted: Int64[ndarray, "R 2"]) -> tuple[list[pa.Table], Int64[ndarray, " R"]]:
+    """Tables, one a file, that hold the wanted (row group, row) pairs, and the row number of each in them."""
     places = store.row_groups
     needed = sorted({int(row_group) for row_group in wanted[:, 0]}, key=lambda i: (places[i][0], places[i][1]))
     by_file: dict[str, list[int]] = {}
@@ -66,17 +83,28 @@ def _read_groups(store: GroupedStore, wanted: Int64[ndarray, "R 2"]) -> tuple[pa
         by_file.setdefault(str(file), []).append(index)
         first_row[row_group] = total
         total += rows
-    table = pa.concat_tables([_padding_row().slice(0, 0), *(
-        read_row_groups(file, indices, list(COLUMNS)) for file, indices in by_file.items())])
-    if table.num_rows != total:
-        raise ValueError(f"{store.path}: {total} groups expected, {table.num_rows} read: its files do not "
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        tables = list(pool.map(_read_file, by_file, by_file.values()))
+    if (found := sum(table.num_rows for table in tables)) != total:
+        raise ValueError(f"{store.path}: {total} groups expected, {found} read: its files do not "
                          "belong to its groups.json; build the groups again")
-    return table, np.array([first_row[int(row_group)] + row for row_group, row in wanted], dtype=np.int64)
+    return tables, np.array([first_row[int(row_group)] + row for row_group, row in wanted], dtype=np.int64)
+
+
+def _read_file(file: str, row_groups: list[int]) -> pa.Table:
+    """Row groups of one file, in one chunk."""
+    return _wide(read_row_groups(file, row_groups, list(COLUMNS))).combine_chunks()
 
 
 def _padding_row() -> pa.Table:
     empty: dict[str, list[Any]] = {name: [[]] for name in COLUMNS} | {"group_id": [-1]}
-    return pa.table(empty, schema=pa.schema([GROUP_SCHEMA.field(name) for name in COLUMNS]))
+    return _wide(pa.table(empty, schema=pa.schema([GROUP_SCHEMA.field(name) for name in COLUMNS])))
+
+
+def _wide(table: pa.Table) -> pa.Table:
+    """The same with 64-bit offsets of its images; their bytes are not copied."""
+    column = table.schema.get_field_index("images")
+    return table.set_column(column, "images", table["images"].cast(_IMAGES))
 
 
 def cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -95,7 +123,7 @@ def cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
 class GroupedStream(Datasource):
     """Ray Data source of steps [start_step, stop_step) of a plan: one read task a window, rows in stream order.
 
-    Steps of padding follow at the end, up to a whole number of blocks.
+    Rows of padding follow at the end, up to a whole block of every rank.
     """
 
     def __init__(self, plan: FeedPlan, start_step: int, stop_step: int, world: int) -> None:
@@ -103,7 +131,8 @@ class GroupedStream(Datasource):
         self._plan = plan
         self._world = world
         self._slices = window_slices(plan, start_step, stop_step)
-        self._missing_steps = -(stop_step - start_step) % plan.steps_per_block(world)
+        rows = (stop_step - start_step) * plan.step_rows(world)
+        self._missing_rows = -rows % (plan.block_rows(world) * world)
 
     def get_name(self) -> str:
         """The name of the read stage in Ray's dashboard."""
@@ -117,23 +146,16 @@ class GroupedStream(Datasource):
         """Read tasks of the whole stream."""
         return len(self._slices)
 
-    def largest_window(self) -> int:
-        """Groups of the largest window."""
-        return max(part.stop - part.start for part in self._slices)
-
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
                        data_context: object = None) -> list[ReadTask]:
         """One task a window, in the order of the stream, whatever `parallelism` asks for."""
         *others, last = [partial(read_window, self._plan, part, self._world) for part in self._slices]
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-        extra = self._missing_steps * self._plan.step_rows(self._world)
-        return [*(ReadTask(partial(_one, read), unknown) for read in others),
-                ReadTask(partial(_with_tail, last, extra), unknown)]
+        return [*(ReadTask(read, unknown) for read in others),
+                ReadTask(partial(_with_tail, last, self._missing_rows), unknown)]
 
 
-def _one(read: Callable[[], pa.Table]) -> list[pa.Table]:
-    return [read()]
-
-
-def _with_tail(read: Callable[[], pa.Table], rows: int) -> list[pa.Table]:
-    return [pa.concat_tables([read(), padding(rows)])]
+def _with_tail(read: Callable[[], Iterator[pa.Table]], rows: int) -> Iterator[pa.Table]:
+    yield from read()
+    if rows > 0:
+        yield padding(rows)

@@ -1,12 +1,15 @@
 """The feed on Ray Data: plan -> one pipeline -> split to the workers, in one global order.
 
-A block is what one rank runs in a few steps: `reorder` puts the rows of those steps, all ranks together, in order by
-rank, and the strict repartition behind it cuts them into one block a rank (Ray fuses the two, so that a batch is
-exactly that many rows). Four settings keep the order: `preserve_order`, no limit on block sizes, strict repartition,
-whole blocks in the transform. Ray documents no order behind its splitter, so every worker asserts all positions.
+A block is what one rank runs in a few micro-batches: `reorder` puts the rows of all ranks' blocks in order by rank, the
+strict repartition behind it cuts them into tasks of a few blocks each (Ray fuses the two, so that a batch is exactly
+that many rows), and the transform hands on one block after another. Five settings keep the order and the blocks:
+`preserve_order`, a limit on block sizes that every transformed block passes alone, strict repartition, batches of one
+block in the transform, a whole number of blocks of every rank. Ray documents no order behind its splitter, so every
+worker asserts all positions.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ import ray.data
 import ray.train
 from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
+from pipelines.feed.memory import keep_freed_memory
 from pipelines.feed.order import by_rank
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import GroupedStream
@@ -29,37 +33,43 @@ TRANSFORM_CPUS = 0.5
 """So that a machine with one CPU left for the feed still decodes two blocks at once."""
 WINDOWS_AHEAD = 2
 """Windows that are read at the same time; a window is held in memory whole."""
-BLOCKS_PER_PIECE = 4
-"""Ray splits a window behind its read task, so that its first blocks are decoded while the others are put in order."""
 
 
 def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) -> Dataset:
     """The pipeline of steps [start_step, stop_step) for `world` ranks: block c is rank c mod world's.
 
-    The last blocks are filled up with steps of padding.
+    The last blocks are filled up with padding.
     """
-    block_rows = plan.steps_per_block(world) * plan.step_rows(world) // world
+    block_rows, task_blocks = plan.block_rows(world), plan.task_blocks(world)
     source = GroupedStream(plan, start_step, stop_step, world)
-    pieces = max(1, source.largest_window() // (BLOCKS_PER_PIECE * block_rows * world))
-    stream = ray.data.read_datasource(source, override_num_blocks=source.num_windows() * pieces, num_cpus=READ_CPUS,
+    stream = ray.data.read_datasource(source, override_num_blocks=source.num_windows(), num_cpus=READ_CPUS,
                                       compute=TaskPoolStrategy(size=WINDOWS_AHEAD))
     context = stream.context
-    context.target_max_block_size = None
+    # A little less than a block, whose ids and classes come on top: Ray hands on every one by itself as soon as it is
+    # made, where without a limit it would join all that a task makes.
+    context.target_max_block_size = block_rows * plan.group_bytes()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    stream = stream.map_batches(reorder, fn_kwargs={"plan": plan, "world": world}, batch_size=block_rows * world,
-                                batch_format="pyarrow", zero_copy_batch=True)
-    stream = stream.repartition(target_num_rows_per_block=block_rows, strict=True)
-    stream = stream.map_batches(transform_block, fn_kwargs={"plan": plan}, batch_size=None, batch_format="pyarrow",
+    stream = stream.map_batches(reorder, fn_kwargs={"plan": plan, "world": world},
+                                batch_size=math.lcm(task_blocks, world) * block_rows, batch_format="pyarrow",
+                                zero_copy_batch=True)
+    stream = stream.repartition(target_num_rows_per_block=task_blocks * block_rows, strict=True)
+    stream = stream.map_batches(transform, fn_kwargs={"plan": plan}, batch_size=block_rows, batch_format="pyarrow",
                                 zero_copy_batch=True, num_cpus=TRANSFORM_CPUS)
     stream.set_name("train")
     return stream
 
 
 def reorder(batch: pa.Table, plan: FeedPlan, world: int) -> pa.Table:
-    """Rows of whole steps in stream order, to the same rows in order by rank."""
-    order = by_rank(batch.num_rows, plan.step_rows(world), world, plan.groups_per_atom)
+    """Rows of whole blocks of all ranks in stream order, to the same rows block by block."""
+    order = by_rank(batch.num_rows, world, plan.atoms_per_block(world), plan.groups_per_atom)
     return batch if (order[1:] > order[:-1]).all() else batch.take(pa.array(order))
+
+
+def transform(block: pa.Table, plan: FeedPlan) -> pa.Table:
+    """`transform_block` in a process that does little else."""
+    keep_freed_memory()
+    return transform_block(block, plan)
 
 
 class FeedDataConfig(ray.train.DataConfig):
@@ -100,5 +110,6 @@ def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, wo
 
 
 def whole_blocks(shard: DataIterator) -> Iterator[pa.Table]:
-    """The blocks of one rank's shard as they are."""
-    return iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+    """The blocks of one rank's shard as they are; Ray fetches the next one in a thread, whatever `prefetch_batches` is,
+    and with any it would hold back the first block until the second is there."""
+    return iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))

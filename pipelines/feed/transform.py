@@ -32,7 +32,7 @@ class Sample:
     """One member of a group, ready for the model but for its tokens."""
 
     sample_id: str
-    pixels: UInt8[ndarray, "3 S S"]
+    pixels: UInt8[ndarray, "S S 3"]
     captions: tuple[str, ...]
     image_class: int
     weight: float
@@ -94,7 +94,7 @@ def _mate(samples: list[Sample | None], index: int, plan: FeedPlan) -> Sample:
 
 def _blank(plan: FeedPlan) -> Sample:
     """A grey image without words, of weight 0: padding, and groups without one good member."""
-    pixels = np.full((3, plan.feed.image_size, plan.feed.image_size), 128, dtype=np.uint8)
+    pixels = np.full((plan.feed.image_size, plan.feed.image_size, 3), 128, dtype=np.uint8)
     return Sample("", pixels, ("",) * plan.feed.captions, BLANK_CLASS, 0.0)
 
 
@@ -111,7 +111,7 @@ def _write_group(out: dict[str, ndarray], samples: list[Sample], epoch: int, pla
                  tokenizer: Tokenizer) -> None:
     """Write the samples of one group to where they stay: copying images is a good part of what a block costs."""
     for m, sample in enumerate(samples):
-        out["pixels"][m] = sample.pixels
+        cv2.split(sample.pixels, list(out["pixels"][m]))  # into these planes, in a third of NumPy's time
         out["image_class"][m], out["weight"][m] = sample.image_class, sample.weight
         out["input_ids"][m], out["attention_mask"][m] = tokenizer(sample.captions)
         for k, caption in enumerate(sample.captions):

@@ -4,7 +4,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.config import PretrainConfig
-from pipelines.feed.order import rounds
 from pipelines.feed.plan import block_groups, sample_bytes
 
 PROCESS_BYTES = 600 * 2**20
@@ -45,6 +44,6 @@ def feed_bytes(config: PretrainConfig, image_bytes: float) -> float:
     groups, feed, workers = config.groups, config.feed, config.scaling.most
     window_groups = feed.window * groups.row_group
     group_bytes = groups.size * sample_bytes(feed, config.model.text.max_tokens)
-    step_groups = rounds(config.train.atoms_per_step, workers) * config.train.groups_per_atom
-    steps = -(-block_groups(group_bytes, window_groups, workers) // step_groups)
-    return 2 * window_groups * groups.size * image_bytes + 3 * workers * steps * step_groups * group_bytes
+    atom = config.train.groups_per_atom
+    block = max(1, block_groups(group_bytes, window_groups, workers) // atom) * atom
+    return 2 * window_groups * groups.size * image_bytes + 3 * workers * block * group_bytes

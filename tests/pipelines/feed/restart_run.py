@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def digest(atom: pa.Table) -> str:
 def one_workers(plan: FeedPlan) -> Iterator[tuple[int, str]]:
     """(position, digest) of every atom that one worker sees, made in this process without Ray."""
     windows = (read_window(plan, part, 1) for part in window_slices(plan, 0, steps_of(plan)))
-    for atom in cut(windows, plan.groups_per_atom):
+    for atom in cut(chain.from_iterable(windows), plan.groups_per_atom):
         if atom["position"][0].as_py() >= 0:
             yield atom["position"][0].as_py(), digest(transform_block(atom, plan))
 

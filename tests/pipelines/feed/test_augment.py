@@ -43,7 +43,7 @@ def pictures(captions: list[str], flip: bool = True, scale: float = 1.0) -> list
 
 
 def test_half_of_the_images_are_mirrored() -> None:
-    plain, mirrored = halves().transpose(2, 0, 1), halves(True).transpose(2, 0, 1)
+    plain, mirrored = halves(), halves(True)
     results = pictures(["a bright upright cat"])
     count = sum(np.array_equal(r, mirrored) for r in results)
     assert 15 < count < 45 and count + sum(np.array_equal(r, plain) for r in results) == 60
@@ -51,7 +51,7 @@ def test_half_of_the_images_are_mirrored() -> None:
 
 @pytest.mark.parametrize("caption", ["a cat LEFT of a dog", "the rightmost one", "left-handed"])
 def test_a_caption_that_names_a_side_forbids_mirroring(caption: str) -> None:
-    plain = halves().transpose(2, 0, 1)
+    plain = halves()
     assert all(np.array_equal(r, plain) for r in pictures(["a cat", caption]))
     assert all(np.array_equal(r, plain) for r in pictures(["a cat"], flip=False))
 
@@ -78,6 +78,6 @@ def test_a_crop_of_a_large_jpeg_is_the_crop_of_its_full_decoding() -> None:
         random = np.random.default_rng(seed)
         top, left, h, w = crop_box(600, 800, 0.3, np.random.default_rng(seed))
         pixels = training_pixels(data, [], feed, MAX, random)
-        expected = resize(full[top:top + h, left:left + w], 64).transpose(2, 0, 1)
-        assert pixels.shape == (3, 64, 64) and pixels.dtype == np.uint8
+        expected = resize(full[top:top + h, left:left + w], 64)
+        assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
         assert np.abs(pixels.astype(int) - expected).max() <= 4

@@ -53,17 +53,17 @@ def test_any_cut_continues_the_same_stream(order: Order, data: st.DataObject) ->
 
 
 @settings(max_examples=1000, deadline=None)
-@given(orders, st.integers(1, 9), st.integers(1, 5), st.integers(1, 40),
+@given(orders, st.integers(1, 9), st.integers(1, 5), st.integers(1, 12),
        st.lists(st.tuples(st.integers(1, 64), st.integers(1, 4)), min_size=1, max_size=6),
        st.one_of(st.none(), st.integers(1, 100)))
 def test_any_sequence_of_worlds_runs_every_group_once_in_order(
-        order: Order, atoms_per_step: int, groups_per_atom: int, block_groups: int,
+        order: Order, atoms_per_step: int, groups_per_atom: int, atoms_per_block: int,
         segments: list[tuple[int, int]], end: int | None) -> None:
-    """The whole way but for images and Ray: windows, padding, blocks of several steps, each rank's expectations."""
+    """The whole way but for images and Ray: windows, padding, blocks, each rank's expectations."""
     plan = replace(PLAN, atoms_per_step=atoms_per_step, groups_per_atom=groups_per_atom, end=end)
     trained: list[tuple[int, int, int]] = []
     step = 0
-    with mock.patch.object(FeedPlan, "block_groups", lambda self, world: block_groups):
+    with mock.patch.object(FeedPlan, "atoms_per_block", lambda self, world: atoms_per_block):
         for world, steps in segments:
             streams = [iter(rows) for rows in blocks_of(order, plan, step, step + steps, world)]
             for s in range(step, step + steps):
@@ -85,38 +85,39 @@ def test_any_sequence_of_worlds_runs_every_group_once_in_order(
 
 
 def blocks_of(order: Order, plan: FeedPlan, start: int, stop: int, world: int) -> list[list[int]]:
-    """The positions in every rank's blocks, made by the pipeline's own steps."""
+    """The positions in every rank's blocks, made by the pipeline's own steps, two blocks of every rank at once."""
     last = None if plan.end is None else -(-plan.end // plan.groups_per_atom) * plan.groups_per_atom
     rows = [-1 if last is not None and p >= last else int(p)
             for part in order.window_slices(start * plan.step_groups, stop * plan.step_groups)
             for p in with_padding(part.start, part.stop, plan.step_groups, plan.padding_groups(world))]
-    span = plan.steps_per_block(world) * plan.step_rows(world)
-    rows += [-1] * (-len(rows) % span)
-    assert len(rows) == -(-(stop - start) // plan.steps_per_block(world)) * span
+    assert len(rows) == (stop - start) * plan.step_rows(world)
+    block = plan.block_rows(world)
+    rows += [-1] * (-len(rows) % (block * world))
     shares: list[list[int]] = [[] for _ in range(world)]
-    for first in range(0, len(rows), span):
-        ordered = np.array(rows[first:first + span])[by_rank(span, plan.step_rows(world), world, plan.groups_per_atom)]
-        for rank, share in enumerate(ordered.reshape(world, -1)):
-            shares[rank] += share.tolist()
+    for first in range(0, len(rows), 2 * block * world):
+        span = np.array(rows[first:first + 2 * block * world])
+        ordered = span[by_rank(len(span), world, plan.atoms_per_block(world), plan.groups_per_atom)]
+        for number, share in enumerate(ordered.reshape(-1, block)):
+            shares[number % world] += share.tolist()
     return shares
 
 
-def test_a_block_holds_several_steps_of_one_rank() -> None:
-    """Two ranks, two rounds, micro-batches of one row: rows 0 to 3 are step 0 (ranks 0 1 0 1), 4 to 7 step 1."""
-    assert by_rank(8, 4, 2, 1).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
-    assert by_rank(8, 8, 2, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
-    plan = replace(PLAN, groups_per_atom=4, atoms_per_step=4)
-    with mock.patch.object(FeedPlan, "block_groups", return_value=64):
-        assert [plan.steps_per_block(world) for world in (1, 2, 3, 4, 64)] == [4, 8, 8, 16, 16]
+def test_a_block_holds_several_micro_batches_of_one_rank() -> None:
+    """Two ranks: rows 0 2 4 6 are rank 0's micro-batches of one row, rows 0 1 4 5 those of two."""
+    assert by_rank(8, 2, 4, 1).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+    assert by_rank(8, 2, 2, 1).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert by_rank(8, 2, 2, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
-@pytest.mark.parametrize(("window", "side", "world", "groups"), [
-    (500, 16, 1, 256), (500, 16, 4, 256),
-    (500, 384, 1, 151), (500, 1000, 1, 22), (500, 9000, 1, 1),  # 192 MiB hold no more groups of three such images
-    (3, 16, 1, 12), (3, 16, 5, 2), (3, 16, 64, 1)])  # windows of 12 groups
-def test_blocks_are_bounded_by_groups_bytes_and_the_window(make_plan: MakePlan, window: int, side: int, world: int,
-                                                           groups: int) -> None:
-    assert make_plan(window=window, image_size=side).block_groups(world) == groups
+@pytest.mark.parametrize(("window", "side", "world", "atom", "rows", "task"), [
+    (500, 16, 1, 4, 64, 4), (500, 16, 4, 4, 64, 4), (500, 16, 2, 5, 60, 4), (500, 16, 1, 100, 100, 4),
+    (500, 384, 1, 1, 50, 4), (500, 1000, 1, 1, 7, 4), (500, 9000, 1, 1, 1, 4),  # 64 MiB hold no more of three images
+    (20, 16, 1, 1, 64, 1), (40, 16, 1, 1, 64, 2), (48, 16, 1, 1, 64, 3), (100, 16, 3, 2, 64, 3),  # 4 groups each
+    (3, 16, 1, 1, 12, 1), (3, 16, 5, 1, 2, 1), (3, 16, 64, 1, 1, 1)])
+def test_blocks_and_tasks_are_bounded_by_groups_bytes_and_the_window(
+        make_plan: MakePlan, window: int, side: int, world: int, atom: int, rows: int, task: int) -> None:
+    plan = make_plan(window=window, image_size=side, groups_per_atom=atom)
+    assert (plan.block_rows(world), plan.task_blocks(world)) == (rows, task)
 
 
 def test_order_depends_on_seed_and_epoch_and_stays_inside_windows() -> None:

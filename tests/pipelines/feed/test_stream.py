@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pyarrow as pa
 import pytest
+import ray
 from ray.data import DataIterator, Dataset
 
 from ashnets.batch import MicroBatch
@@ -75,7 +76,7 @@ def test_a_reordered_stream_never_trains(ray_local: ModuleType, make_plan: MakeP
         return done
 
     plan = make_plan()
-    monkeypatch.setattr("pipelines.feed.stream.transform_block", slow_start)
+    monkeypatch.setattr("pipelines.feed.stream.transform", slow_start)
     stream = build_stream(plan, 0, 24, 2)
     stream.context.execution_options.preserve_order = preserve_order
     shards = stream.streaming_split(2, equal=False)
@@ -94,9 +95,20 @@ def test_a_stream_that_ends_early_is_loud(ray_local: ModuleType, make_plan: Make
 
 
 def test_the_settings_that_keep_the_order(ray_local: ModuleType, make_plan: MakePlan) -> None:
-    stream: Dataset = build_stream(make_plan(), 0, 2, 2)
+    plan = make_plan()
+    stream: Dataset = build_stream(plan, 0, 2, 2)
     assert stream.context.execution_options.preserve_order
-    assert stream.context.target_max_block_size is None
+    assert stream.context.target_max_block_size == plan.block_rows(2) * plan.group_bytes()
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_task_hands_on_block_after_block(ray_local: ModuleType, make_plan: MakePlan, world: int) -> None:
+    """Blocks of 64 groups, four a task (three for three ranks): whole ones alone, as many for every rank."""
+    plan = make_plan(window=500)
+    assert plan.block_rows(world) == 64 and plan.task_blocks(world) > 2
+    stream = build_stream(plan, 0, 100, world)
+    rows = [block.num_rows for block in map(ray.get, stream.to_arrow_refs())]
+    assert rows == [64] * (-(-100 * plan.step_rows(world) // (64 * world)) * world)
 
 
 def test_a_finished_run_asks_ray_for_nothing(make_plan: MakePlan) -> None:
