@@ -13,7 +13,7 @@ def keep_freed_memory() -> None:
     """Ask this process's allocator, once, to keep what is freed; does nothing where there is no glibc.
 
     A block's arrays are tens of megabytes: as it stands glibc gives them back to the kernel with every block, which
-    zeroes them again for the next, page by page. That was a fifth of what an image cost (docs/feed.md).
+    zeroes them again for the next, page by page.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
