@@ -12,7 +12,7 @@ from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
 BLOCK_GROUPS = 64
-"""Groups of a block at most, but for a larger micro-batch: the first batch waits for two whole blocks."""
+"""Groups of a block at most, but for a larger micro-batch: the first batch waits for a whole block."""
 BLOCK_BYTES = 64 * 2**20
 """Bytes of a block at most, but for a larger micro-batch: several are on their way at the same time."""
 TASK_BLOCKS = 4
