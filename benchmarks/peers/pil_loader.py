@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.peers.measure import WORKERS, Batch, OnePass, consume, files, main
-from pipelines.feed.masking import mask_tokens
+from pipelines.feed.masking import DRAWS, mask_tokens
 from pipelines.feed.plan import FeedPlan
 
 
@@ -41,11 +41,11 @@ class Images(Dataset[Batch]):
         image = Image.open(io.BytesIO(self._images[index].as_py())).convert("RGB")
         tokenizer = self._plan.load_tokenizer()
         ids, attended = tokenizer(self._captions[index].as_py()[:1])
-        masked, labels = mask_tokens(ids[0], attended[0], tokenizer, self._plan.mask_rate, False,
-                                     np.random.default_rng(index))
+        draws = np.random.default_rng(index).random((1, DRAWS, self._plan.max_tokens))
+        masked, labels = mask_tokens(ids, attended, tokenizer, self._plan.mask_rate, False, draws)
         return {"pixels": self._transform(image), "input_ids": torch.from_numpy(ids),
-                "attention_mask": torch.from_numpy(attended), "mlm_input_ids": torch.from_numpy(masked),
-                "mlm_labels": torch.from_numpy(labels)}
+                "attention_mask": torch.from_numpy(attended), "mlm_input_ids": torch.from_numpy(masked[0]),
+                "mlm_labels": torch.from_numpy(labels[0])}
 
 
 def start(plan: FeedPlan) -> OnePass:

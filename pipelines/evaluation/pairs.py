@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -15,7 +16,7 @@ from ashnets.tasks.mvm import explained
 from ashnets.tasks.pretraining import PretrainingModel
 from pipelines.evaluation.features import Features
 from pipelines.evaluation.split import HeldOutSplit
-from pipelines.feed.masking import mask_tokens
+from pipelines.feed.masking import DRAWS, mask_tokens
 from pipelines.feed.order import generator
 
 Totals = defaultdict[str, float]
@@ -71,10 +72,11 @@ def _add_mlm(totals: Totals, model: PretrainingModel, split: HeldOutSplit, texts
              counts: Bool[Tensor, "B"], right: Float[Tensor, "B N D"], wrong: Float[Tensor, "B N D"],
              tokenizer: Tokenizer, mask_rate: float) -> None:
     assert model.mlm is not None
-    masked = [mask_tokens(split.input_ids[t].numpy(), split.attention_mask[t].numpy(), tokenizer, mask_rate, False,
-                          generator("held-out masks", SEED, t)) for t in texts.tolist()]
-    ids = torch.stack([torch.from_numpy(m[0]) for m in masked]).to(right.device)
-    labels = torch.stack([torch.from_numpy(m[1]) for m in masked]).to(right.device)
+    draws = np.stack([generator("held-out masks", SEED, t).random((DRAWS, tokenizer.max_tokens))
+                      for t in texts.tolist()])
+    masked, predicted = mask_tokens(split.input_ids[texts].numpy(), split.attention_mask[texts].numpy(), tokenizer,
+                                    mask_rate, False, draws)
+    ids, labels = torch.from_numpy(masked).to(right.device), torch.from_numpy(predicted).to(right.device)
     labels = labels.masked_fill(~counts[:, None], IGNORED)
     attention = split.attention_mask[texts].to(right.device)
     for name, tokens in (("right", right), ("wrong", wrong)):

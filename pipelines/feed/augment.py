@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from ashnets.processing import centre_square, decode_image, image_shape, resize
+from ashnets.processing import Header, centre_square, decode_image, read_header, resize
 from pipelines.config import FeedConfig
 from pipelines.feed.rand_augment import rand_augment
 
@@ -24,11 +24,11 @@ def training_pixels(data: bytes, captions: Sequence[str], feed: FeedConfig, max_
     An image with a caption that speaks of left or right is never mirrored. Raises BadSample.
     """
     size = feed.image_size
-    height, width = image_shape(data, max_pixels)
+    header = read_header(data, max_pixels)
     if feed.crop_scale == 1:
-        image = centre_square(decode_image(data, size, size, max_pixels))
+        image = centre_square(decode_image(data, size, size, header=header))
     else:
-        image = _random_crop(data, height, width, size, feed.crop_scale, max_pixels, random)
+        image = _random_crop(data, header, size, feed.crop_scale, random)
     image = resize(image, size)
     mirror = random.random() < 0.5
     if feed.flip and mirror and not any(_SIDES.search(caption) for caption in captions):
@@ -51,12 +51,13 @@ def crop_box(height: int, width: int, scale: float, random: np.random.Generator)
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _random_crop(data: bytes, height: int, width: int, size: int, scale: float, max_pixels: int,
+def _random_crop(data: bytes, header: Header, size: int, scale: float,
                  random: np.random.Generator) -> UInt8[ndarray, "h w 3"]:
     """The crop, decoded no larger than `size` needs: libjpeg scales large images down while it decodes."""
+    height, width = header.height, header.width
     top, left, h, w = crop_box(height, width, scale, random)
     needed = min(1.0, max(size / h, size / w))
-    image = decode_image(data, math.ceil(height * needed), math.ceil(width * needed), max_pixels)
+    image = decode_image(data, math.ceil(height * needed), math.ceil(width * needed), header=header)
     y, x = image.shape[0] / height, image.shape[1] / width
     bottom, right = round((top + h) * y), round((left + w) * x)
     return image[min(round(top * y), bottom - 1):bottom, min(round(left * x), right - 1):right]

@@ -10,12 +10,10 @@ worker asserts all positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 import pyarrow as pa
 import ray.data
-import ray.train
 from ray.data import DataIterator, Dataset, TaskPoolStrategy
 
 from pipelines.feed.memory import keep_freed_memory
@@ -23,9 +21,6 @@ from pipelines.feed.order import by_rank
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.source import GroupedStream
 from pipelines.feed.transform import transform_block
-
-if TYPE_CHECKING:
-    from ashnets.batch import MicroBatch
 
 READ_CPUS = 0.25
 """Reading waits for storage most of its time."""
@@ -70,43 +65,6 @@ def transform(block: pa.Table, plan: FeedPlan) -> pa.Table:
     """`transform_block` in a process that does little else."""
     keep_freed_memory()
     return transform_block(block, plan)
-
-
-class FeedDataConfig(ray.train.DataConfig):
-    """Ray Train's data configuration: builds the streams anew at every start of the worker group.
-
-    `start_step` is called then, and gives the step that the group will resume from. The datasets that the trainer
-    was given only lend their names, those of all the plan's streams.
-    """
-
-    def __init__(self, plan: FeedPlan, start_step: Callable[[], int], stop_step: int) -> None:
-        super().__init__()
-        self._plan = plan
-        self._start_step = start_step
-        self._stop_step = stop_step
-
-    def configure(self, datasets: dict[str, Dataset], world_size: int, worker_handles: list[Any] | None,
-                  worker_node_ids: list[str] | None, **kwargs: Any) -> list[dict[str, DataIterator]]:
-        """One iterator a rank and stream."""
-        output: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
-        for name, (first, last) in self._plan.streams(self._start_step(), self._stop_step).items():
-            stream = build_stream(self._plan, first, last, world_size)
-            for rank, part in enumerate(stream.streaming_split(world_size, equal=False)):
-                output[rank][name] = part
-        return output
-
-
-def train_batches(plan: FeedPlan, start_step: int, stop_step: int, rank: int, world: int) -> Iterator[MicroBatch]:
-    """Inside a Ray Train worker: the micro-batches of `rank` at steps [start_step, stop_step).
-
-    Raises FinalError where Ray Data delivers anything else than the global order.
-    """
-    # Here and not above, so that the process which builds the stream never loads torch.
-    from pipelines.feed.batches import micro_batches
-
-    for name, (first, last) in plan.streams(start_step, stop_step).items():
-        blocks = whole_blocks(ray.train.get_dataset_shard(name))
-        yield from micro_batches(blocks, plan, first, last, rank, world)
 
 
 def whole_blocks(shard: DataIterator) -> Iterator[pa.Table]:

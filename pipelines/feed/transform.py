@@ -17,9 +17,10 @@ from numpy import ndarray
 
 from ashnets.processing import BadSample, Tokenizer, caption_class
 from pipelines.feed.augment import training_pixels
-from pipelines.feed.masking import mask_tokens
+from pipelines.feed.masking import DRAWS, mask_tokens
 from pipelines.feed.order import generator
 from pipelines.feed.plan import FeedPlan
+from pipelines.feed.sample_random import sample_generator
 
 BLANK_CLASS = -1
 ARRAYS = {"pixels": np.uint8, "input_ids": np.int64, "attention_mask": np.int64, "mlm_input_ids": np.int64,
@@ -46,7 +47,9 @@ def transform_block(block: pa.Table, plan: FeedPlan) -> pa.Table:
     sample_ids, bad = [], []
     for i, row in enumerate(block.to_pylist()):
         samples, replaced = group_samples(row, plan, size)
-        _write_group({name: array[i] for name, array in arrays.items()}, samples, row["epoch"], plan, tokenizer)
+        group = {name: array[i] for name, array in arrays.items()}
+        _write_images(group, samples)
+        _write_captions(group, samples, row["epoch"], plan, tokenizer)
         sample_ids.append([sample.sample_id for sample in samples])
         bad.append(replaced)
     columns = {name: block[name] for name in ("position", "epoch", "group_id")}
@@ -77,9 +80,10 @@ def _sample(row: dict[str, Any], member: int, plan: FeedPlan) -> Sample:
         raise BadSample("no caption", sample_id)
     feed, key = plan.feed, (plan.seed, row["epoch"], sample_id)
     pixels = training_pixels(row["images"][member], captions, feed, plan.max_pixels,
-                             generator("augmentation", *key))
-    draw = generator("captions", *key).choice(len(captions), feed.captions, replace=len(captions) < feed.captions)
-    return Sample(sample_id, pixels, tuple(captions[i] for i in draw), row["image_classes"][member],
+                             sample_generator("augmentation", *key))
+    random, enough = sample_generator("captions", *key), len(captions) >= feed.captions
+    draw = random.permutation(len(captions)) if enough else random.integers(len(captions), size=feed.captions)
+    return Sample(sample_id, pixels, tuple(captions[i] for i in draw[:feed.captions]), row["image_classes"][member],
                   float(row["real"][member] and plan.counts(row["position"])))
 
 
@@ -107,18 +111,24 @@ def _empty_arrays(rows: int, size: int, plan: FeedPlan) -> dict[str, ndarray]:
     return {name: np.empty((rows, size, *shapes[name]), kind) for name, kind in ARRAYS.items()}
 
 
-def _write_group(out: dict[str, ndarray], samples: list[Sample], epoch: int, plan: FeedPlan,
-                 tokenizer: Tokenizer) -> None:
-    """Write the samples of one group to where they stay: copying images is a good part of what a block costs."""
+def _write_images(out: dict[str, ndarray], samples: list[Sample]) -> None:
+    """Write the images of one group to where they stay: copying them is a good part of what a block costs."""
     for m, sample in enumerate(samples):
         cv2.split(sample.pixels, list(out["pixels"][m]))  # into these planes, in a third of NumPy's time
         out["image_class"][m], out["weight"][m] = sample.image_class, sample.weight
-        out["input_ids"][m], out["attention_mask"][m] = tokenizer(sample.captions)
-        for k, caption in enumerate(sample.captions):
-            out["caption_class"][m, k] = caption_class(caption)
-            random = generator("mlm", plan.seed, epoch, sample.sample_id, k)
-            out["mlm_input_ids"][m, k], out["mlm_labels"][m, k] = mask_tokens(
-                out["input_ids"][m, k], out["attention_mask"][m, k], tokenizer, plan.mask_rate, plan.whole_word, random)
+
+
+def _write_captions(out: dict[str, ndarray], samples: list[Sample], epoch: int, plan: FeedPlan,
+                    tokenizer: Tokenizer) -> None:
+    """Tokenise and mask the captions of one group, all at once."""
+    ids, attended = tokenizer([caption for sample in samples for caption in sample.captions])
+    draws = np.stack([sample_generator("mlm", plan.seed, epoch, sample.sample_id, k).random((DRAWS, plan.max_tokens))
+                      for sample in samples for k in range(len(sample.captions))])
+    masked, labels = mask_tokens(ids, attended, tokenizer, plan.mask_rate, plan.whole_word, draws)
+    for name, values in {"input_ids": ids, "attention_mask": attended, "mlm_input_ids": masked,
+                         "mlm_labels": labels}.items():
+        out[name][:] = values.reshape(out[name].shape)
+    out["caption_class"][:] = [[caption_class(caption) for caption in sample.captions] for sample in samples]
 
 
 def _binary_column(values: ndarray) -> pa.FixedSizeBinaryArray:

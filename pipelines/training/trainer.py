@@ -11,7 +11,7 @@ from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.errors import FinalError, UserError
-from pipelines.feed.stream import FeedDataConfig
+from pipelines.feed.shards import FeedDataConfig
 from pipelines.training import checkpoint
 from pipelines.training.failure import EndAtOnce
 from pipelines.training.job import TrainingJob

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from cluster import comm_op
 from pipelines.evaluation.held_out import HeldOut
-from pipelines.feed.stream import train_batches
+from pipelines.feed.shards import train_batches
 from pipelines.training.engine import Engine
 from pipelines.training.failure import final_errors
 from pipelines.training.from_rest import export

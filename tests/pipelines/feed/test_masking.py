@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ashnets.processing import Tokenizer
-from pipelines.feed.masking import IGNORED, mask_tokens
+from pipelines.feed.masking import DRAWS, IGNORED, mask_tokens
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +19,9 @@ LONG = " ".join(["red unbelievable running cat"] * 5)
 
 
 def masks(tokenizer: Tokenizer, text: str, rate: float, whole_word: bool, times: int) -> tuple[np.ndarray, ...]:
-    ids, attended = tokenizer([text])
-    pairs = [mask_tokens(ids[0], attended[0], tokenizer, rate, whole_word, np.random.default_rng(i))
-             for i in range(times)]
-    return ids[0], np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+    ids, attended = tokenizer([text] * times)
+    draws = np.random.default_rng(0).random((times, DRAWS, ids.shape[1]))
+    return ids[0], *mask_tokens(ids, attended, tokenizer, rate, whole_word, draws)
 
 
 def test_rates_are_the_papers(tokenizer: Tokenizer) -> None:
@@ -68,3 +67,19 @@ def test_whole_words_are_predicted_together(tokenizer: Tokenizer) -> None:
     assert chosen[:, starts].mean() == pytest.approx(0.3, abs=0.02)
     _, _, single = masks(tokenizer, LONG, 0.3, False, 100)
     assert ((single != IGNORED)[:, continued] != (single != IGNORED)[:, np.flatnonzero(continued) - 1]).any()
+
+
+def test_a_caption_has_the_masks_of_its_own_draws(tokenizer: Tokenizer) -> None:
+    ids, attended = tokenizer([LONG, "cat", "", "a dog running"])
+    draws = np.random.default_rng(1).random((4, DRAWS, ids.shape[1]))
+    for whole_word in (False, True):
+        together = mask_tokens(ids, attended, tokenizer, 0.3, whole_word, draws)
+        for i in range(4):
+            alone = mask_tokens(ids[i:i + 1], attended[i:i + 1], tokenizer, 0.3, whole_word, draws[i:i + 1])
+            assert all(np.array_equal(a[i], b[0]) for a, b in zip(together, alone, strict=True))
+
+
+def test_the_one_token_at_least_is_any_of_them_alike(tokenizer: Tokenizer) -> None:
+    _, _, labels = masks(tokenizer, "red blue cat dog", 0.0, False, 4000)
+    shares = (labels != IGNORED).mean(axis=0)
+    assert shares[shares > 0] == pytest.approx(np.full(4, 0.25), abs=0.03)

@@ -16,7 +16,8 @@ from ashnets.batch import MicroBatch
 from pipelines.errors import FinalError
 from pipelines.feed.batches import local_batches, micro_batches
 from pipelines.feed.plan import FeedPlan
-from pipelines.feed.stream import FeedDataConfig, build_stream, train_batches, whole_blocks
+from pipelines.feed.shards import FeedDataConfig, train_batches
+from pipelines.feed.stream import build_stream, whole_blocks
 from pipelines.feed.transform import transform_block
 
 from .conftest import MakePlan
