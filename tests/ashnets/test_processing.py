@@ -79,7 +79,8 @@ def test_transparency_becomes_white() -> None:
 
 
 @pytest.mark.parametrize(("least", "height"), [(64, 100), (40, 50), (51, 100), (101, 150), (132, 150), (142, 150),
-                                               (143, 200), (201, 250), (266, 300), (285, 300), (286, 400), (399, 400), (401, 400)])
+                                               (143, 200), (201, 250), (266, 300), (285, 300), (286, 400), (399, 400),
+                                               (401, 400)])
 def test_scaled_decoding_takes_halves_where_the_rest_is_small(least: int, height: int) -> None:
     data = simplejpeg.encode_jpeg(np.full((400, 800, 3), 90, np.uint8))
     small = decode_image(data, least, 2 * least)

@@ -112,14 +112,21 @@ def run_world(plan: FeedPlan, folder: Path, number: int, start: int, commit: int
         os.kill(pid, signal.SIGKILL)
 
 
-def kill_data_workers(raylet: int, chance: random.Random, stop: threading.Event, killed: list[str]) -> None:
-    """SIGKILL a process of the data node that is at work, again and again."""
+def kill_data_workers(raylet: int, seen: Path, chance: random.Random, stop: threading.Event,
+                      killed: list[str]) -> None:
+    """SIGKILL a process of the data node that is at work, again and again, once an atom has come since the last kill.
+
+    A new process imports for seconds on a slow machine: killed by the clock alone, none would ever get to work.
+    """
+    atoms_then = -1
     while not stop.wait(chance.uniform(0.3, 1.0)):
+        atoms_now = sum(map(lines, seen.iterdir()))
         busy = [p for p in psutil.Process(raylet).children() if p.name().startswith(("ray::MapBatches", "ray::Read"))]
-        if busy:
+        if busy and atoms_now > atoms_then:
             victim = chance.choice(busy)
             killed.append(victim.name())
             victim.kill()
+            atoms_then = atoms_now
 
 
 def main(folder: Path, groups: int, seed: int) -> None:
@@ -132,7 +139,7 @@ def main(folder: Path, groups: int, seed: int) -> None:
     raylet = data_node.all_processes["raylet"][0].process.pid
     cuts = sorted(chance.sample(range(1, steps_of(plan)), len(WORLDS) - 1))
     stop, killed = threading.Event(), []
-    killer = threading.Thread(target=kill_data_workers, args=(raylet, chance, stop, killed))
+    killer = threading.Thread(target=kill_data_workers, args=(raylet, folder / "seen", chance, stop, killed))
     killer.start()
     try:
         for number, (start, commit) in enumerate(zip([0, *cuts], [*cuts, steps_of(plan)], strict=True)):
