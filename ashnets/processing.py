@@ -25,7 +25,7 @@ _OTHER_FORMATS = ("PNG", "WEBP", "GIF", "BMP", "TIFF")
 _ORIENTATION = 0x0112
 _BILINEAR_UP_TO = 1.4
 """Images that shrink by no more than this are resized bilinearly: it is then as near to a Lanczos filter's result as
-area averaging is, at a seventh of its time (docs/feed.md)."""
+area averaging is, in a sixth of its time (docs/feed.md)."""
 
 
 class BadSample(ValueError):
