@@ -191,7 +191,7 @@ def _decoded_size(height: int, width: int, min_height: int, min_width: int) -> t
     """The size to ask of libjpeg, which scales to eighths while it decodes, (0, 0) for the full one.
 
     Halves and quarters are taken where `resize` can do the rest bilinearly: libjpeg-turbo has no vector code for the
-    other eighths, which take longer than all of the image.
+    other eighths, most of which take longer than all of the image.
     """
     if min_height <= 0 or min_width <= 0:
         return 0, 0
@@ -205,8 +205,11 @@ def _decoded_size(height: int, width: int, min_height: int, min_width: int) -> t
 
 def _orientation(data: bytes) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
-    mark = b"Exif\x00\x00" if data.startswith(_JPEG) else b"eXIf"
-    if mark not in data[:4096]:
+    if data.startswith(_JPEG):
+        speaks = b"Exif\x00\x00" in data[:4096]
+    else:  # WebP has it behind the pixels; PIL turns TIFF by itself
+        speaks = b"EXIF" in data if data.startswith(b"RIFF") else b"eXIf" in data[:4096]
+    if not speaks:
         return 1
     try:
         value = Image.open(io.BytesIO(data), formats=("JPEG", *_OTHER_FORMATS)).getexif().get(_ORIENTATION, 1)

@@ -1,7 +1,7 @@
 """What libjpeg's scaled decoding and OpenCV's resizing take, and how true they are: `python -m benchmarks.decoding`.
 
 Two photographs of 640x427 pixels (scikit-learn's), as JPEGs of quality 85, on one thread; the least time of many turns.
-Behind `decode_image` and `resize` in ashnets/processing.py; half a minute.
+Behind `decode_image` and `resize` in ashnets/processing.py; some seconds.
 """
 from __future__ import annotations
 

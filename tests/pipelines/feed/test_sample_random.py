@@ -1,4 +1,4 @@
-"""The random numbers of a sample: of its key alone, apart by purpose, and as good as NumPy's own."""
+"""The random numbers of a sample: of its whole key, and even and unrelated from one sample to the next."""
 from __future__ import annotations
 
 import numpy as np

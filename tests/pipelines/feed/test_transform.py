@@ -133,8 +133,9 @@ def test_without_a_crop_images_are_only_resized(row: dict, make_plan: MakePlan) 
         assert sample["pixels"] == image.transpose(2, 0, 1).ravel().tolist()
 
 
-def test_the_transform_needs_no_torch() -> None:
-    code = "import sys, pipelines.feed.transform, pipelines.feed.stream; assert 'torch' not in sys.modules"
+def test_the_transform_needs_neither_torch_nor_ray_train() -> None:
+    code = ("import sys, pipelines.feed.transform, pipelines.feed.stream; "
+            "assert not {'torch', 'ray.train'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
