@@ -44,7 +44,7 @@ def main(start: Callable[[FeedPlan], OnePass]) -> None:
     groups = plan.store().groups
     fewer = min(WINDOW_FILES * data.FILE_GROUPS, groups // 2)
     one_pass = start(plan)
-    one_pass(fewer)  # the processes start and import
+    one_pass(groups)  # processes start, import, and get their memory
     short, whole = one_pass(fewer), one_pass(groups)
     rate = (groups - fewer) * plan.store().size / (whole["seconds"] - short["seconds"])
     print(json.dumps({"images_per_s": round(rate, 1), "short_pass_s": round(short["seconds"], 3),

@@ -23,8 +23,9 @@ from pipelines.grouping.materialise import GROUP_SCHEMA, GroupedStore
 from pipelines.store.schema import read_row_groups
 
 COLUMNS = ("group_id", "sample_ids", "images", "captions", "image_classes", "real")
-PIECE_GROUPS = 64
-"""Groups of a window that are handed on at once, so that the first are decoded before the last are put in order."""
+PIECE_GROUPS = 256
+"""Groups of a window that are handed on at once, so that the first are decoded before the last are put in order; what
+one rank's task takes, since smaller ones would only be more for Ray to keep account of."""
 READ_THREADS = 4
 """Files of a window that are read at once."""
 _IMAGES = pa.list_(pa.large_binary())
@@ -45,14 +46,14 @@ def read_window(plan: FeedPlan, part: WindowSlice, world: int) -> Iterator[pa.Ta
     if plan.end is not None:
         last = -(-plan.end // plan.groups_per_atom) * plan.groups_per_atom
         positions[positions >= last] = -1
-    tables, rows = _read_groups(plan.store_of(part.epoch), plan.order().slice_rows(part)[positions >= 0])
+    batches, rows = _read_groups(plan.store_of(part.epoch), plan.order().slice_rows(part)[positions >= 0])
     padded = with_padding(part.start, part.stop, plan.step_groups, plan.padding_groups(world))
     padded[padded >= 0] = positions
-    indices = np.full(len(padded), sum(table.num_rows for table in tables), dtype=np.int64)
+    indices = np.full(len(padded), sum(batch.num_rows for batch in batches), dtype=np.int64)
     indices[padded >= 0] = rows
     for first in range(0, len(padded), PIECE_GROUPS):
         piece = slice(first, first + PIECE_GROUPS)
-        yield _raw_rows([*tables, _padding_row()], indices[piece], padded[piece], part.epoch)
+        yield _raw_rows([*batches, _padding_row()], indices[piece], padded[piece], part.epoch)
 
 
 def padding(rows: int) -> pa.Table:
@@ -60,20 +61,21 @@ def padding(rows: int) -> pa.Table:
     return _raw_rows([_padding_row()], np.zeros(rows, dtype=np.int64), np.full(rows, -1), 0)
 
 
-def _raw_rows(tables: list[pa.Table], indices: Int64[ndarray, " R"], positions: Int64[ndarray, " R"],
+def _raw_rows(batches: list[pa.RecordBatch], indices: Int64[ndarray, " R"], positions: Int64[ndarray, " R"],
               epoch: int) -> pa.Table:
-    """The rows `indices` of tables of groups, one behind the other, with their positions and their epoch."""
-    starts = np.cumsum([0, *(table.num_rows for table in tables)])
+    """The rows `indices` of batches of groups, one behind the other, with their positions and their epoch."""
+    starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     number = np.searchsorted(starts, indices, side="right") - 1
-    # Table by table: taking rows of several chunks at once would join all of them again for every piece.
-    parts = [tables[i].take(pa.array(indices[number == i] - starts[i])) for i in np.unique(number)]
-    rows = pa.concat_tables(parts).take(pa.array(np.argsort(np.argsort(number, kind="stable"))))
+    # Slices share their bytes, so that these are copied once; Arrow's take would copy the whole window for every piece.
+    slices = [batches[i].slice(row, 1) for i, row in zip(number, indices - starts[number], strict=True)]
+    rows = pa.Table.from_batches(slices).combine_chunks()
     columns = {"position": pa.array(positions), "epoch": pa.array(np.full(len(positions), epoch, dtype=np.int64))}
     return pa.table(columns | {name: rows[name] for name in COLUMNS})
 
 
-def _read_groups(store: GroupedStore, wanted: Int64[ndarray, "R 2"]) -> tuple[list[pa.Table], Int64[ndarray, " R"]]:
-    """Tables, one a file, that hold the wanted (row group, row) pairs, and the row number of each in them."""
+def _read_groups(store: GroupedStore, wanted: Int64[ndarray, "R 2"]
+                 ) -> tuple[list[pa.RecordBatch], Int64[ndarray, " R"]]:
+    """Batches that hold the wanted (row group, row) pairs, and the row number of each in them."""
     places = store.row_groups
     needed = sorted({int(row_group) for row_group in wanted[:, 0]}, key=lambda i: (places[i][0], places[i][1]))
     by_file: dict[str, list[int]] = {}
@@ -84,21 +86,22 @@ def _read_groups(store: GroupedStore, wanted: Int64[ndarray, "R 2"]) -> tuple[li
         first_row[row_group] = total
         total += rows
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        tables = list(pool.map(_read_file, by_file, by_file.values()))
-    if (found := sum(table.num_rows for table in tables)) != total:
+        batches = [batch for file in pool.map(_read_file, by_file, by_file.values()) for batch in file]
+    if (found := sum(batch.num_rows for batch in batches)) != total:
         raise ValueError(f"{store.path}: {total} groups expected, {found} read: its files do not "
                          "belong to its groups.json; build the groups again")
-    return tables, np.array([first_row[int(row_group)] + row for row_group, row in wanted], dtype=np.int64)
+    return batches, np.array([first_row[int(row_group)] + row for row_group, row in wanted], dtype=np.int64)
 
 
-def _read_file(file: str, row_groups: list[int]) -> pa.Table:
-    """Row groups of one file, in one chunk."""
-    return _wide(read_row_groups(file, row_groups, list(COLUMNS))).combine_chunks()
+def _read_file(file: str, row_groups: list[int]) -> list[pa.RecordBatch]:
+    """Row groups of one file."""
+    return _wide(read_row_groups(file, row_groups, list(COLUMNS))).to_batches()
 
 
-def _padding_row() -> pa.Table:
+def _padding_row() -> pa.RecordBatch:
     empty: dict[str, list[Any]] = {name: [[]] for name in COLUMNS} | {"group_id": [-1]}
-    return _wide(pa.table(empty, schema=pa.schema([GROUP_SCHEMA.field(name) for name in COLUMNS])))
+    [row] = _wide(pa.table(empty, schema=pa.schema([GROUP_SCHEMA.field(name) for name in COLUMNS]))).to_batches()
+    return row
 
 
 def _wide(table: pa.Table) -> pa.Table:

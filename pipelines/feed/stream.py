@@ -28,6 +28,10 @@ TRANSFORM_CPUS = 0.5
 """So that a machine with one CPU left for the feed still decodes two blocks at once."""
 WINDOWS_AHEAD = 2
 """Windows that are read at the same time; a window is held in memory whole."""
+READERS = {"env_vars": {"MIMALLOC_PURGE_DELAY": "10000"}}
+"""Processes that read keep a window's memory, of hundreds of megabytes, for the next one: Arrow's allocator waits for
+ten seconds instead of ten milliseconds before it gives freed memory back to the kernel, which zeroes it anew. Another
+environment also means other processes, so that only as many as read at once hold so much."""
 
 
 def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) -> Dataset:
@@ -38,7 +42,7 @@ def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) ->
     block_rows, task_blocks = plan.block_rows(world), plan.task_blocks(world)
     source = GroupedStream(plan, start_step, stop_step, world)
     stream = ray.data.read_datasource(source, override_num_blocks=source.num_windows(), num_cpus=READ_CPUS,
-                                      compute=TaskPoolStrategy(size=WINDOWS_AHEAD))
+                                      compute=TaskPoolStrategy(size=WINDOWS_AHEAD), runtime_env=READERS)
     context = stream.context
     # A little less than a block, whose ids and classes come on top: Ray hands on every one by itself as soon as it is
     # made, where without a limit it would join all that a task makes.

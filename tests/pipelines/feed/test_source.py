@@ -37,7 +37,8 @@ def test_a_file_may_give_a_window_more_than_two_gibibytes(make_plan: MakePlan,
     images = pa.array([[bytes(4_000_000)] * 16], pa.list_(pa.binary()))
     group = group.set_column(group.schema.get_field_index("images"), "images", images)
     monkeypatch.setattr(source, "read_row_groups", lambda *_: pa.concat_tables([group] * 40))  # 2.6 GB
-    table = source._read_file("part-0.parquet", [0])
-    assert table["images"].num_chunks == 1 and table.nbytes > 2**31
-    rows = source._raw_rows([table, table], np.array([79, 0, 41]), np.arange(3), 0)
-    assert [sum(map(len, row)) for row in rows["images"].to_pylist()] == [64_000_000] * 3
+    batches = source._read_file("part-0.parquet", [0])
+    assert sum(batch.nbytes for batch in batches) > 2**31
+    rows = source._raw_rows(batches, np.arange(40), np.arange(40), 0)
+    assert rows["images"].num_chunks == 1 and rows.nbytes > 2**31
+    assert [sum(map(len, row)) for row in rows["images"][38:].to_pylist()] == [64_000_000] * 2

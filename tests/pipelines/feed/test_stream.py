@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -15,8 +17,10 @@ from ray.data import DataIterator, Dataset
 from ashnets.batch import MicroBatch
 from pipelines.errors import FinalError
 from pipelines.feed.batches import local_batches, micro_batches
+from pipelines.feed.order import WindowSlice
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.shards import FeedDataConfig, train_batches
+from pipelines.feed.source import read_window
 from pipelines.feed.stream import build_stream, whole_blocks
 from pipelines.feed.transform import transform_block
 
@@ -110,6 +114,25 @@ def test_a_task_hands_on_block_after_block(ray_local: ModuleType, make_plan: Mak
     stream = build_stream(plan, 0, 100, world)
     rows = [block.num_rows for block in map(ray.get, stream.to_arrow_refs())]
     assert rows == [64] * (-(-100 * plan.step_rows(world) // (64 * world)) * world)
+
+
+def test_windows_are_read_by_processes_of_their_own(ray_local: ModuleType, make_plan: MakePlan, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transforms does not keep a window's memory."""
+    def read(plan: FeedPlan, part: WindowSlice, world: int) -> Iterator[pa.Table]:
+        (tmp_path / f"{os.getpid()} reads").touch()
+        yield from read_window(plan, part, world)
+
+    def make(block: pa.Table, plan: FeedPlan) -> pa.Table:
+        (tmp_path / f"{os.getpid()} transforms").touch()
+        return transform_block(block, plan)
+
+    monkeypatch.setattr("pipelines.feed.source.read_window", read)
+    monkeypatch.setattr("pipelines.feed.stream.transform", make)
+    list(build_stream(make_plan(), 0, 24, 2).to_arrow_refs())
+    seen = [file.name.split() for file in tmp_path.iterdir() if file.name.endswith(("reads", "transforms"))]
+    assert {what for _, what in seen} == {"reads", "transforms"}
+    assert len({process for process, _ in seen}) == len(seen)
 
 
 def test_a_finished_run_asks_ray_for_nothing(make_plan: MakePlan) -> None:
