@@ -15,7 +15,7 @@ import pyarrow as pa
 from jaxtyping import UInt8
 from numpy import ndarray
 
-from ashnets.processing import BadSample, Tokenizer, caption_class
+from ashnets.processing import BadSample, caption_class
 from pipelines.feed.augment import training_pixels
 from pipelines.feed.masking import DRAWS, mask_tokens
 from pipelines.feed.order import generator
@@ -42,16 +42,16 @@ class Sample:
 def transform_block(block: pa.Table, plan: FeedPlan) -> pa.Table:
     """Raw rows (see pipelines/feed/source.py) to array columns; one row stays one group."""
     cv2.setNumThreads(1)
-    tokenizer, size = plan.load_tokenizer(), plan.store().size
+    size = plan.store().size
     arrays = _empty_arrays(block.num_rows, size, plan)
-    sample_ids, bad = [], []
+    sample_ids, bad, captions = [], [], []
     for i, row in enumerate(block.to_pylist()):
         samples, replaced = group_samples(row, plan, size)
-        group = {name: array[i] for name, array in arrays.items()}
-        _write_images(group, samples)
-        _write_captions(group, samples, row["epoch"], plan, tokenizer)
+        _write_images({name: array[i] for name, array in arrays.items()}, samples)
+        captions += [(row["epoch"], sample.sample_id, sample.captions) for sample in samples]
         sample_ids.append([sample.sample_id for sample in samples])
         bad.append(replaced)
+    _write_captions(arrays, captions, plan)
     columns = {name: block[name] for name in ("position", "epoch", "group_id")}
     columns["sample_ids"] = pa.array(sample_ids, pa.list_(pa.string()))
     columns["bad"] = pa.array(bad, pa.list_(pa.struct([("sample_id", pa.string()), ("reason", pa.string())])))
@@ -118,17 +118,18 @@ def _write_images(out: dict[str, ndarray], samples: list[Sample]) -> None:
         out["image_class"][m], out["weight"][m] = sample.image_class, sample.weight
 
 
-def _write_captions(out: dict[str, ndarray], samples: list[Sample], epoch: int, plan: FeedPlan,
-                    tokenizer: Tokenizer) -> None:
-    """Tokenise and mask the captions of one group, all at once."""
-    ids, attended = tokenizer([caption for sample in samples for caption in sample.captions])
-    draws = np.stack([sample_generator("mlm", plan.seed, epoch, sample.sample_id, k).random((DRAWS, plan.max_tokens))
-                      for sample in samples for k in range(len(sample.captions))])
+def _write_captions(out: dict[str, ndarray], captions: list[tuple[int, str, tuple[str, ...]]], plan: FeedPlan) -> None:
+    """Tokenise and mask the captions of a block, all at once: each sample's epoch, id and captions."""
+    tokenizer = plan.load_tokenizer()
+    texts = [text for _, _, drawn in captions for text in drawn]
+    ids, attended = tokenizer(texts)
+    draws = np.stack([sample_generator("mlm", plan.seed, epoch, sample_id, k).random((DRAWS, plan.max_tokens))
+                      for epoch, sample_id, drawn in captions for k in range(len(drawn))])
     masked, labels = mask_tokens(ids, attended, tokenizer, plan.mask_rate, plan.whole_word, draws)
-    for name, values in {"input_ids": ids, "attention_mask": attended, "mlm_input_ids": masked,
-                         "mlm_labels": labels}.items():
+    classes = np.array([caption_class(text) for text in texts])
+    for name, values in {"input_ids": ids, "attention_mask": attended, "mlm_input_ids": masked, "mlm_labels": labels,
+                         "caption_class": classes}.items():
         out[name][:] = values.reshape(out[name].shape)
-    out["caption_class"][:] = [[caption_class(caption) for caption in sample.captions] for sample in samples]
 
 
 def _binary_column(values: ndarray) -> pa.FixedSizeBinaryArray:
