@@ -11,12 +11,12 @@ from pipelines.feed.order import Order, rounds
 from pipelines.feed.stages import Stages
 from pipelines.grouping.materialise import GroupedStore
 
-BLOCK_GROUPS = 64
+BLOCK_GROUPS = 128
 """Groups of a block at most, but for a larger micro-batch: the first batch waits for a whole block."""
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 96 * 2**20
 """Bytes of a block at most, but for a larger micro-batch: several are on their way at the same time."""
-TASK_BLOCKS = 4
-"""Blocks that one task makes: every task costs Ray's scheduler some milliseconds."""
+TASK_BLOCKS = 2
+"""Blocks that one task makes: every task, like every block, costs Ray some milliseconds."""
 
 
 def sample_bytes(feed: FeedConfig, max_tokens: int) -> int:

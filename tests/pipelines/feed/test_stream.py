@@ -108,12 +108,12 @@ def test_the_settings_that_keep_the_order(ray_local: ModuleType, make_plan: Make
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_task_hands_on_block_after_block(ray_local: ModuleType, make_plan: MakePlan, world: int) -> None:
-    """Blocks of 64 groups, four a task (three for three ranks): whole ones alone, as many for every rank."""
+    """Blocks of 128 groups, two a task: whole ones alone, as many for every rank."""
     plan = make_plan(window=500)
-    assert plan.block_rows(world) == 64 and plan.task_blocks(world) > 2
+    assert (plan.block_rows(world), plan.task_blocks(world)) == (128, 2)
     stream = build_stream(plan, 0, 100, world)
     rows = [block.num_rows for block in map(ray.get, stream.to_arrow_refs())]
-    assert rows == [64] * (-(-100 * plan.step_rows(world) // (64 * world)) * world)
+    assert rows == [128] * (-(-100 * plan.step_rows(world) // (128 * world)) * world)
 
 
 def test_windows_are_read_by_processes_of_their_own(ray_local: ModuleType, make_plan: MakePlan, tmp_path: Path,

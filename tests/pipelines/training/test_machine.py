@@ -131,7 +131,7 @@ def test_the_stores_disk_holds_its_images_twice_while_groups_are_built() -> None
 @pytest.mark.parametrize(("window", "side", "block"), [
     (10, 32, 32),  # a window of 160 groups for 4 workers: two micro-batches of 16
     (1, 32, 16),  # a micro-batch at least
-    (500, 32, 64), (500, 1024, 16)])  # 64 groups, or 64 MiB and a micro-batch at least
+    (500, 32, 128), (500, 2048, 16)])  # 128 groups, or 96 MiB and a micro-batch at least
 def test_the_object_store_holds_two_windows_and_three_blocks_a_worker(window: int, side: int, block: int) -> None:
     config = replace(CONFIG, feed=FeedConfig(window=window, image_size=side))
     group = 4 * (3 * side * side + 25 * 4 * 8)
