@@ -9,7 +9,7 @@ import math
 import os
 import socket
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -211,8 +211,10 @@ def end_before_the_checkpoint(rank: int, folder: Path) -> None:
             told = str(error)
         everyones = ["", ""]
         dist.all_gather_object(everyones, told)
+    for thread in threading.enumerate():
+        if thread.name.startswith("checkpoint-"):
+            thread.join()  # a commit that was under way is through
     if rank == 0:
-        time.sleep(1)  # a commit that was under way would be through
         torch.save({"told": everyones, "checkpoints": sorted(p.name for p in (job.run / "checkpoints").glob("step-*"))},
                    folder / "spoilt.pt")
     training.engine._engine.destroy()
