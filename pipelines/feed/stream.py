@@ -31,7 +31,7 @@ WINDOWS_AHEAD = 2
 READERS = {"env_vars": {"MIMALLOC_PURGE_DELAY": "10000"}}
 """Processes that read keep a window's memory, of hundreds of megabytes, for the next one: Arrow's allocator waits for
 ten seconds instead of ten milliseconds before it gives freed memory back to the kernel, which zeroes it anew. Another
-environment also means other processes, so that only as many as read at once hold so much."""
+environment also means other processes, so that those that transform do not hold so much."""
 
 
 def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) -> Dataset:
