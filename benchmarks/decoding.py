@@ -1,4 +1,4 @@
-"""What libjpeg's scaled decoding and OpenCV's resizing take, and how true they are: `python -m benchmarks.decoding`.
+"""What libjpeg's decoding and OpenCV's resizing take, and how true they are: `python -m benchmarks.decoding`.
 
 Two photographs of 640x427 pixels (scikit-learn's), as JPEGs of quality 85, on one thread; the least time of many turns.
 Behind `decode_image` and `resize` in ashnets/processing.py; some seconds.
@@ -50,6 +50,22 @@ def decoding(photographs: list[ndarray]) -> None:
         print(f"decode to {name}  {ms / len(data):6.2f} ms")
 
 
+def placing(photographs: list[ndarray]) -> None:
+    """Print what decoding to so many bytes behind a multiple of 32 takes, with one resizing of the result behind it."""
+    sides = {"640x427": photographs, "256x256": [p[:256, :256] for p in photographs]}
+    for name, images in sides.items():
+        data = [simplejpeg.encode_jpeg(np.ascontiguousarray(image), 85, "RGB", "420") for image in images]
+        room = np.empty(images[0].size + 63, dtype=np.uint8)
+        aligned = -room.ctypes.data % 32
+
+        def both(behind: int, data: list[bytes] = data, place: ndarray = room[aligned:]) -> list[ndarray]:
+            decoded = [simplejpeg.decode_jpeg(d, "RGB", buffer=place[behind:]) for d in data]
+            return [cv2.resize(image, (SIZE, SIZE)) for image in decoded]
+
+        for behind, ms in least_ms({k: lambda k=k: both(k) for k in (0, 16)}).items():
+            print(f"decode {name} to {behind:2} behind a multiple of 32, resize  {ms / len(data):6.3f} ms")
+
+
 def resizing(photographs: list[ndarray], shrinks: float) -> None:
     """Print the time of both ways to shrink a square so many times to SIZE, and how near to Lanczos' they come."""
     side = round(shrinks * SIZE)
@@ -66,10 +82,11 @@ def resizing(photographs: list[ndarray], shrinks: float) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the three tables."""
     cv2.setNumThreads(1)
     photographs = load_sample_images().images
     decoding(photographs)
+    placing(photographs)
     for shrinks in (1.1, 1.2, 1.3, 1.4, 1.5, 1.7, 1.9):
         resizing(photographs, shrinks)
 

@@ -42,8 +42,9 @@ def crop_box(height: int, width: int, scale: float, random: np.random.Generator)
     As torchvision's RandomResizedCrop: after ten misfits the largest centred crop within those ratios.
     """
     for _ in range(10):
-        area = height * width * random.uniform(scale, 1)
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        share, skew = random.random(2).tolist()
+        area = height * width * (scale + (1 - scale) * share)
+        ratio = (4 / 3) ** (2 * skew - 1)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(random.integers(height - h + 1)), int(random.integers(width - w + 1)), h, w

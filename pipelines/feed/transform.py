@@ -6,8 +6,7 @@ pollute tdBN's statistics and the membranes of its followers.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -28,8 +27,7 @@ ARRAYS = {"pixels": np.uint8, "input_ids": np.int64, "attention_mask": np.int64,
 """The array columns of a transformed block: one fixed-size binary value a group, of this type of number."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """One member of a group, ready for the model but for its tokens."""
 
     sample_id: str
@@ -81,10 +79,18 @@ def _sample(row: dict[str, Any], member: int, plan: FeedPlan) -> Sample:
     feed, key = plan.feed, (plan.seed, row["epoch"], sample_id)
     pixels = training_pixels(row["images"][member], captions, feed, plan.max_pixels,
                              sample_generator("augmentation", *key))
-    random, enough = sample_generator("captions", *key), len(captions) >= feed.captions
-    draw = random.permutation(len(captions)) if enough else random.integers(len(captions), size=feed.captions)
-    return Sample(sample_id, pixels, tuple(captions[i] for i in draw[:feed.captions]), row["image_classes"][member],
+    return Sample(sample_id, pixels, _draw_captions(captions, feed.captions, key), row["image_classes"][member],
                   float(row["real"][member] and plan.counts(row["position"])))
+
+
+def _draw_captions(captions: list[str], count: int, key: tuple[int, int, str]) -> tuple[str, ...]:
+    """`count` of a sample's captions, different ones where there are as many."""
+    if len(captions) == 1:
+        return (captions[0],) * count
+    random = sample_generator("captions", *key)
+    enough = len(captions) >= count
+    draw = random.permutation(len(captions))[:count] if enough else random.integers(len(captions), size=count)
+    return tuple(captions[i] for i in draw)
 
 
 def _mate(samples: list[Sample | None], index: int, plan: FeedPlan) -> Sample:
@@ -92,7 +98,7 @@ def _mate(samples: list[Sample | None], index: int, plan: FeedPlan) -> Sample:
     for step in range(1, len(samples)):
         mate = samples[(index + step) % len(samples)]
         if mate is not None:
-            return replace(mate, weight=0.0)
+            return mate._replace(weight=0.0)
     return _blank(plan)
 
 

@@ -45,6 +45,12 @@ def test_every_format_decodes_to_what_pil_shows(kind: str) -> None:
     assert read_header(data) == (30, 50, 1)
 
 
+def test_jpegs_are_decoded_to_where_libjpeg_writes_through_the_caches() -> None:
+    data = saved(Image.fromarray(NOISE), "JPEG")
+    images = [decode_image(data) for _ in range(20)]
+    assert {image.ctypes.data % 32 for image in images} == {16}
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
