@@ -27,7 +27,7 @@ from pipelines.files import write_atomically
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "feed.json"
 CORES = 2
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 OURS_ENVIRONMENT, PEERS_ENVIRONMENT = ".venv", ".venv-bench"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 

@@ -137,8 +137,8 @@ def test_the_rate_leaves_starts_and_what_is_loaded_ahead_out(tmp_path: Path, mon
     monkeypatch.setattr(sys, "argv", ["arm", str(tmp_path / "data"), "4"])
     measure.main(lambda plan: one_pass)
     result = json.loads(capsys.readouterr().out)
-    assert passes == [16, 8, 16]
-    assert (result["images_per_s"], result["first_batch_s"], result["checksum"]) == (100.0, 3.0, 16)
+    assert passes == [16, 8, 16, 8, 16]
+    assert (result["images_per_s"], result["first_batch_s"], result["checksum"]) == (100.0, 4.0, 16)
 
 
 def test_a_pass_that_loses_images_is_broken(tmp_path: Path) -> None:
