@@ -15,8 +15,9 @@ BLOCK_GROUPS = 128
 """Groups of a block at most, but for a larger micro-batch: the first batch waits for a whole block."""
 BLOCK_BYTES = 96 * 2**20
 """Bytes of a block at most, but for a larger micro-batch: several are on their way at the same time."""
-TASK_BLOCKS = 2
-"""Blocks that one task makes: every task, like every block, costs Ray some milliseconds."""
+TASK_BLOCKS = 4
+"""Blocks that one task makes: every task, like every block, costs Ray some milliseconds. With more, the last tasks of
+short trainings leave CPUs idle."""
 
 
 def sample_bytes(feed: FeedConfig, max_tokens: int) -> int:

@@ -2,10 +2,9 @@
 
 A block is what one rank runs in a few micro-batches: `reorder` puts the rows of all ranks' blocks in order by rank, the
 strict repartition behind it cuts them into tasks of a few blocks each (Ray fuses the two, so that a batch is exactly
-that many rows), and the transform hands on one block after another. Five settings keep the order and the blocks:
-`preserve_order`, a limit on block sizes that every transformed block passes alone, strict repartition, batches of one
-block in the transform, a whole number of blocks of every rank. Ray documents no order behind its splitter, so every
-worker asserts all positions.
+that many rows), and the transform hands on one block after another. Four settings keep the order and the blocks:
+`preserve_order`, a limit on block sizes that every transformed block passes alone, strict repartition, a whole number
+of blocks of every rank. Ray documents no order behind its splitter, so every worker asserts all positions.
 """
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from pipelines.feed.transform import transform_block
 READ_CPUS = 0.25
 """Reading waits for storage most of its time."""
 TRANSFORM_CPUS = 0.5
-"""So that a machine with one CPU left for the feed still decodes two blocks at once."""
+"""So that a machine with one CPU left for the feed still makes two blocks at once."""
 WINDOWS_AHEAD = 2
 """Windows that are read at the same time; a window is held in memory whole."""
 READERS = {"env_vars": {"MIMALLOC_PURGE_DELAY": "10000"}}
@@ -53,8 +52,8 @@ def build_stream(plan: FeedPlan, start_step: int, stop_step: int, world: int) ->
                                 batch_size=math.lcm(task_blocks, world) * block_rows, batch_format="pyarrow",
                                 zero_copy_batch=True)
     stream = stream.repartition(target_num_rows_per_block=task_blocks * block_rows, strict=True)
-    stream = stream.map_batches(transform, fn_kwargs={"plan": plan}, batch_size=block_rows, batch_format="pyarrow",
-                                zero_copy_batch=True, num_cpus=TRANSFORM_CPUS)
+    stream = stream.map_batches(transform, fn_kwargs={"plan": plan, "rows": block_rows}, batch_size=None,
+                                batch_format="pyarrow", zero_copy_batch=True, num_cpus=TRANSFORM_CPUS)
     stream.set_name("train")
     return stream
 
@@ -65,10 +64,14 @@ def reorder(batch: pa.Table, plan: FeedPlan, world: int) -> pa.Table:
     return batch if (order[1:] > order[:-1]).all() else batch.take(pa.array(order))
 
 
-def transform(block: pa.Table, plan: FeedPlan) -> pa.Table:
-    """`transform_block` in a process that does little else."""
+def transform(task: pa.Table, plan: FeedPlan, rows: int) -> Iterator[pa.Table]:
+    """`transform_block` for every `rows` rows of a task, in a process that does little else.
+
+    For every batch of `rows` rows Ray would copy all that is left of the task, encoded images included.
+    """
     keep_freed_memory()
-    return transform_block(block, plan)
+    for first in range(0, task.num_rows, rows):
+        yield transform_block(task.slice(first, rows), plan)
 
 
 def whole_blocks(shard: DataIterator) -> Iterator[pa.Table]:

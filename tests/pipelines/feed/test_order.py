@@ -110,10 +110,10 @@ def test_a_block_holds_several_micro_batches_of_one_rank() -> None:
 
 
 @pytest.mark.parametrize(("window", "side", "world", "atom", "rows", "task"), [
-    (500, 16, 1, 4, 128, 2), (500, 16, 4, 4, 128, 2), (500, 16, 2, 5, 125, 2), (500, 16, 1, 200, 200, 2),
-    (500, 384, 1, 1, 75, 2), (500, 1000, 1, 1, 11, 2), (500, 9000, 1, 1, 1, 2),  # 96 MiB hold no more of three images
-    (20, 16, 1, 1, 80, 1), (40, 16, 1, 1, 128, 1), (64, 16, 1, 1, 128, 2), (100, 16, 3, 2, 128, 1),  # 4 groups each
-    (3, 16, 1, 1, 12, 1), (3, 16, 5, 1, 2, 1), (3, 16, 64, 1, 1, 1)])
+    (500, 16, 1, 4, 128, 4), (500, 16, 4, 4, 128, 4), (500, 16, 2, 5, 125, 4), (500, 16, 1, 200, 200, 4),
+    (500, 384, 1, 1, 75, 4), (500, 1000, 1, 1, 11, 4), (500, 9000, 1, 1, 1, 4),  # 96 MiB hold no more of three images
+    (20, 16, 1, 1, 80, 1), (64, 16, 1, 1, 128, 2), (100, 16, 1, 1, 128, 3), (100, 16, 3, 2, 128, 3),  # 4 groups each
+    (100, 16, 2, 2, 128, 2), (3, 16, 1, 1, 12, 1), (3, 16, 5, 1, 2, 1), (3, 16, 64, 1, 1, 1)])
 def test_blocks_and_tasks_are_bounded_by_groups_bytes_and_the_window(
         make_plan: MakePlan, window: int, side: int, world: int, atom: int, rows: int, task: int) -> None:
     plan = make_plan(window=window, image_size=side, groups_per_atom=atom)

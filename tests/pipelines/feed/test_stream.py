@@ -21,8 +21,7 @@ from pipelines.feed.order import WindowSlice
 from pipelines.feed.plan import FeedPlan
 from pipelines.feed.shards import FeedDataConfig, train_batches
 from pipelines.feed.source import read_window
-from pipelines.feed.stream import build_stream, whole_blocks
-from pipelines.feed.transform import transform_block
+from pipelines.feed.stream import build_stream, transform, whole_blocks
 
 from .conftest import MakePlan
 from .small_stores import SmallStore, assert_equal, write_groups
@@ -69,16 +68,15 @@ def test_a_reordered_stream_never_trains(ray_local: ModuleType, make_plan: MakeP
     """The first block waits until others are done; without `preserve_order` they overtake it: an error."""
     overtaken = tmp_path / "overtaken"
 
-    def slow_start(block: pa.Table, plan: FeedPlan) -> pa.Table:
-        if block["position"][0].as_py() == 0:
+    def slow_start(task: pa.Table, plan: FeedPlan, rows: int) -> Iterator[pa.Table]:
+        if task["position"][0].as_py() == 0:
             deadline = time.monotonic() + 60
             while not overtaken.exists() and time.monotonic() < deadline:
                 time.sleep(0.1)
             time.sleep(3)  # the others' results are on their way
-        done = transform_block(block, plan)
-        if block["position"][0].as_py() > 0:
+        yield from transform(task, plan, rows)
+        if task["position"][0].as_py() > 0:
             overtaken.touch()
-        return done
 
     plan = make_plan()
     monkeypatch.setattr("pipelines.feed.stream.transform", slow_start)
@@ -108,12 +106,29 @@ def test_the_settings_that_keep_the_order(ray_local: ModuleType, make_plan: Make
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_task_hands_on_block_after_block(ray_local: ModuleType, make_plan: MakePlan, world: int) -> None:
-    """Blocks of 128 groups, two a task: whole ones alone, as many for every rank."""
+    """Blocks of 128 groups, several a task: whole ones alone, as many for every rank."""
     plan = make_plan(window=500)
-    assert (plan.block_rows(world), plan.task_blocks(world)) == (128, 2)
+    assert (plan.block_rows(world), plan.task_blocks(world)) == (128, 4)
     stream = build_stream(plan, 0, 100, world)
     rows = [block.num_rows for block in map(ray.get, stream.to_arrow_refs())]
     assert rows == [128] * (-(-100 * plan.step_rows(world) // (128 * world)) * world)
+
+
+def test_encoded_images_are_read_where_they_lie(ray_local: ModuleType, make_plan: MakePlan, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of four blocks reads its images in the object store, not a copy."""
+    def look(task: pa.Table, plan: FeedPlan, rows: int) -> Iterator[pa.Table]:
+        maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "plasma" in line]
+        shared = [range(*(int(end, 16) for end in line[0].split("-"))) for line in maps]
+        images = [chunk.values.buffers()[2].address for chunk in task["images"].chunks]
+        (tmp_path / f"{task['position'][0]}").write_text(
+            f"{task.num_rows} {all(any(address in place for place in shared) for address in images)}")
+        yield from transform(task, plan, rows)
+
+    monkeypatch.setattr("pipelines.feed.stream.transform", look)
+    list(build_stream(make_plan(window=500), 0, 240, 1).to_arrow_refs())
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "0": "512 True", "512": "512 True", "1024": "512 True"}
 
 
 def test_windows_are_read_by_processes_of_their_own(ray_local: ModuleType, make_plan: MakePlan, tmp_path: Path,
@@ -123,9 +138,9 @@ def test_windows_are_read_by_processes_of_their_own(ray_local: ModuleType, make_
         (tmp_path / f"{os.getpid()} reads").touch()
         yield from read_window(plan, part, world)
 
-    def make(block: pa.Table, plan: FeedPlan) -> pa.Table:
+    def make(task: pa.Table, plan: FeedPlan, rows: int) -> Iterator[pa.Table]:
         (tmp_path / f"{os.getpid()} transforms").touch()
-        return transform_block(block, plan)
+        yield from transform(task, plan, rows)
 
     monkeypatch.setattr("pipelines.feed.source.read_window", read)
     monkeypatch.setattr("pipelines.feed.stream.transform", make)
