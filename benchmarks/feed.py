@@ -74,7 +74,10 @@ def run_arm(name: str, arm: Arm, folder: Path, number: int) -> Line:
             raise RuntimeError(done.stderr.strip()[-2000:] or f"exit code {done.returncode}")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(str(error)) from error
-    return {"arm": name, "round": number, "others_busy_percent": busy, **json.loads(done.stdout.splitlines()[-1])}
+    results = [text for text in done.stdout.splitlines() if text.startswith("{")]  # libraries print too, at the end
+    if not results:
+        raise RuntimeError(f"no result: {done.stdout.strip()[-2000:]}")
+    return {"arm": name, "round": number, "others_busy_percent": busy, **json.loads(results[-1])}
 
 
 def run_rounds(arms: dict[str, Arm], folder: Path, rounds: int, progress: Path) -> tuple[list[Line], dict[str, str]]:

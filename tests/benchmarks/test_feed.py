@@ -108,6 +108,18 @@ def test_a_missing_environment_breaks_its_arm_alone(tmp_path: Path) -> None:
         feed.run_arm("webdataset", Arm("webdataset_loader", environment="no-such-environment"), tmp_path, 0)
 
 
+def test_what_a_library_says_behind_the_result_is_no_result(tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("""#!/bin/sh\necho '{"images_per_s": 7.5}'\necho shutting down\n""")
+    python.chmod(0o755)
+    arm = Arm("ray_default", environment=str(tmp_path))
+    assert feed.run_arm("Ray", arm, tmp_path, 1)["images_per_s"] == 7.5
+    python.write_text("#!/bin/sh\necho shutting down\n")
+    with pytest.raises(RuntimeError, match="no result: shutting down"):
+        feed.run_arm("Ray", arm, tmp_path, 1)
+
+
 def test_another_loader_delivers_our_bytes(tmp_path: Path) -> None:
     """The checksum of torch's DataLoader, in its own order and processes, against the feed's own batches."""
     folder = tmp_path / "data"
