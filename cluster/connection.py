@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from typing import Any
 
 from cluster import comm_op
@@ -55,6 +56,9 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
         # Ray replaces 127.0.0.1 by an outward address unless this says that no cluster is wanted; set here as well
         # as in the environment for a caller that has imported ray already.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
+        # `timeout`, systemd and Slurm send SIGTERM to the whole process group: Ray's processes must outlive it, for the
+        # workers to write a checkpoint. They get groups of their own; the kernel ends them with this process.
+        ray._private.services.ConsolePopen = partial(ray._private.services.ConsolePopen, process_group=0)
         ray.init(address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False,
                  _node_ip_address="127.0.0.1", **quiet)
     _quiet_ray_data()

@@ -15,6 +15,8 @@ _NUMBERS = (errno.ENOSPC, errno.EDQUOT)
 _WORDS = re.compile("No space left on device|Disk quota exceeded|"
                     r"Not enough free space to write|\d+ requested and \d+ written")
 """Of libraries that hand on the system's words without its number, and of NumPy, which has words of its own."""
+FULL = os.strerror(errno.ENOSPC)
+"""What a task that met a full disk returns as its mistake: Ray would bury the exception under its own."""
 FEW_FILES = 1000
 """Where fewer files can be made than this, it is said beside the bytes."""
 

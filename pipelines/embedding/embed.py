@@ -1,6 +1,7 @@
 """Embed a store: every image and caption through a trained model, in parallel (Ray Data), to a folder of Parquet."""
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import uuid
@@ -15,6 +16,7 @@ import numpy as np
 import ray.data
 
 from ashnets.weights_file import trained_steps
+from pipelines.disk import FULL, full_disk_told, is_full
 from pipelines.embedding.settings import EmbedConfig
 from pipelines.embedding.task import Done, Work, embed_part
 from pipelines.errors import UserError, is_users_mistake
@@ -60,27 +62,35 @@ def export_with_embeddings(model: str, root: Path) -> Path:
 def embed(config: EmbedConfig, export: Path, store: ImageTextStore, progress: Progress | None = None) -> dict[str, Any]:
     """Write the folder `config.to`, whole or not at all, and return its manifest; Ray must be connected.
 
-    Raises UserError where the store is damaged or the folder cannot be written.
+    Raises UserError where the store is damaged, the folder cannot be written or its disk is full.
     """
-    to, version = folder_of("to", config.to, "embeddings"), store.version()
+    to = folder_of("to", config.to, "embeddings")
     folder = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}")
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"to={config.to} cannot be made ({error.strerror}): name a writable folder") from error
-    try:
-        parts = parts_of(store.files(version))
-        done = _run(parts, Work(export, folder, config.data.split, config.batch), progress)
-        manifest = _manifest(config, export, store, version, done)
-        left_out = {sample_id: reason for one in done for sample_id, reason in one.left_out.items()}
-        write_atomically(folder / "left_out.jsonl", "".join(
-            json.dumps({"sample_id": sample_id, "reason": reason}) + "\n"
-            for sample_id, reason in sorted(left_out.items())).encode())
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-        folder.rename(to)
-        sync(to.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with full_disk_told(to.parent, "the embeddings", None):
+        try:
+            manifest = _fill(folder, config, export, store, progress)
+            folder.rename(to)
+            sync(to.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return manifest
+
+
+def _fill(folder: Path, config: EmbedConfig, export: Path, store: ImageTextStore,
+          progress: Progress | None) -> dict[str, Any]:
+    """Write all files into `folder`, the manifest last."""
+    version = store.version()
+    done = _run(parts_of(store.files(version)), Work(export, folder, config.data.split, config.batch), progress)
+    manifest = _manifest(config, export, store, version, done)
+    left_out = {sample_id: reason for one in done for sample_id, reason in one.left_out.items()}
+    write_atomically(folder / "left_out.jsonl", "".join(
+        json.dumps({"sample_id": sample_id, "reason": reason}) + "\n"
+        for sample_id, reason in sorted(left_out.items())).encode())
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 
 
@@ -94,8 +104,8 @@ def _run(parts: list[Part], work: Work, progress: Progress | None) -> list[Done]
     for batch in dataset.iter_batches(batch_size=None):
         for text in batch["done"]:
             done.append(Done(**json.loads(str(text))))
-            if done[-1].mistake:
-                raise UserError(done[-1].mistake)
+            if mistake := done[-1].mistake:
+                raise OSError(errno.ENOSPC, FULL) if mistake == FULL else UserError(mistake)
             if progress is not None:
                 progress("embedding", len(done), len(parts))
     return sorted(done, key=lambda one: one.part)
@@ -106,13 +116,13 @@ def _task(numbers: dict[str, np.ndarray], parts: list[Part], work: Work) -> dict
 
 
 def _try(part: Part, work: Work) -> Done:
-    """A user's mistake comes back as text: Ray would bury the exception under its own."""
+    """What can be mended comes back as text: Ray would bury the exception under its own."""
     try:
         return embed_part(part, work)
     except Exception as error:
-        if not is_users_mistake(error):
+        if not (is_full(error) or is_users_mistake(error)):
             raise
-        return Done(part.number, 0, 0, {}, mistake=str(error))
+        return Done(part.number, 0, 0, {}, mistake=FULL if is_full(error) else str(error))
 
 
 def _manifest(config: EmbedConfig, export: Path, store: ImageTextStore, version: int,

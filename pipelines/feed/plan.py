@@ -58,14 +58,13 @@ class FeedPlan:
     """Images of more pixels count as bad."""
     end: int | None = None
     """Position where training ends, so that an epoch is never begun again just to fill the last step; None: never."""
+    stages: Stages | None = None
+    """Where later stages of the groups lie; None: the same groups throughout."""
 
     @property
     def step_groups(self) -> int:
         """Groups of one optimizer step."""
         return self.groups_per_atom * self.atoms_per_step
-
-    stages: Stages | None = None
-    """Where later stages of the groups lie; None: the same groups throughout."""
 
     def real_atoms(self, step: int) -> int:
         """Micro-batches of step `step` (the first is 0) that hold a position before the end."""

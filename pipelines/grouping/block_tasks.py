@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,11 +13,10 @@ import pyarrow as pa
 import ray
 from jaxtyping import Int64
 
-from pipelines.disk import is_full
+from pipelines.disk import FULL, is_full
 from pipelines.errors import UserError, is_users_mistake
 from pipelines.grouping.materialise import Progress
 
-FULL = os.strerror(errno.ENOSPC)
 STOPPED = ".stopped"
 """A file that tells tasks to do nothing any more."""
 

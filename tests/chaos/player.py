@@ -1,6 +1,7 @@
 """Plays a life: starts the run, strikes it, starts it again where a user would, and measures what it takes."""
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -67,7 +68,7 @@ class Player:
     def _preempt(self, fault: Fault) -> None:
         self.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-        self.process.send_signal(signal.SIGTERM)
+        os.killpg(self.process.pid, signal.SIGTERM)
         _, err = self.process.communicate(timeout=PATIENCE_S)
         assert self.process.returncode == 75, err
         assert err.startswith("preempted at step ") and err.endswith(": run the same command again\n"), err

@@ -21,6 +21,7 @@ from pipelines.export import complete
 from pipelines.store.schema import STORE_SCHEMA, iter_batches, open_parquet
 from pipelines.store.table import ImageTextStore
 from tests.pipelines.small_run import make_run, make_store, scene_rows
+from tests.small_disk import small_disk
 
 SIZE = 32
 
@@ -98,6 +99,18 @@ def test_a_damaged_store_leaves_nothing_behind(root: Path, tmp_path: Path, ray_l
     with pytest.raises(UserError, match=f"{file} is damaged"):
         embed(config, export, store)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(root: Path, tmp_path: Path, ray_local: ModuleType) -> None:
+    with small_disk(tmp_path / "disk", "size=1m") as disk:
+        config = wanted(root, disk.path / "out")
+        disk.fill(left=4096)  # for the folder; not for a task's file
+        with pytest.raises(UserError, match=f"the disk of {disk.path} is full: no room for the embeddings"):
+            embed(config, *check(config, root))
+        assert disk.names() == set()
+        disk.free()
+        assert embed(config, *check(config, root))["rows"] == 8
+        assert disk.names() == {"out"}
 
 
 def test_mistakes_name_the_thing_and_the_mend(root: Path, tmp_path: Path) -> None:
