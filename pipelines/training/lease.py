@@ -12,14 +12,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from pipelines.errors import FinalError, UserError
 from pipelines.files import write_atomically
@@ -118,7 +118,9 @@ def check_free(run: Path, takeover: bool) -> Holder | None:
 
 
 class Lease:
-    """Hold the run while the `with` block lasts; raises UserError while another live launch holds it."""
+    """Hold the run while the `with` block lasts; raises UserError while another live launch holds it, and where the
+    process that holds its lock does not go on.
+    """
 
     def __init__(self, run: Path, takeover: bool = False) -> None:
         self._run, self._takeover = run, takeover
@@ -128,14 +130,21 @@ class Lease:
 
     def __enter__(self) -> Lease:
         self._run.mkdir(parents=True, exist_ok=True)
-        with lock(self._run):
-            held = check_free(self._run, self._takeover)
-            now = time.time()
-            self._holder = Holder(socket.gethostname(), os.getpid(), psutil.Process().create_time(),
-                                  held.attempt + 1 if held else 1, now, now)
-            self._write(self._holder)
+        try:
+            with lock(self._run):
+                self._take()
+        except Timeout as error:
+            raise UserError(
+                f"{_lock_holder(self._run)} holds the lock of run {self._run.name} and does not go on: continue it "
+                "(kill -CONT) or end it (kill -KILL), and run the same command again") from error
         self._thread.start()
         return self
+
+    def _take(self) -> None:
+        held = check_free(self._run, self._takeover)
+        now = time.time()
+        self._write(Holder(socket.gethostname(), os.getpid(), psutil.Process().create_time(),
+                           held.attempt + 1 if held else 1, now, now))
 
     @property
     def attempt(self) -> int:
@@ -162,11 +171,23 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(NOTICE_S):
             due = time.time() - self._holder.heartbeat >= HEARTBEAT_S
-            if (due or self._workers_stop != self._holder.stop) and not self._update(
-                    heartbeat=time.time(), stop=self._workers_stop):
-                return
+            with suppress(Timeout):  # a worker was stopped while it held the lock: its group is restarted
+                if (due or self._workers_stop != self._holder.stop) and not self._update(
+                        heartbeat=time.time(), stop=self._workers_stop):
+                    return
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self._update(released=True)
+
+
+def _lock_holder(run: Path) -> str:
+    """Who holds the lease's lock, by Linux's table of this machine's locks."""
+    lock_file = (run / ".lease.lock").stat()
+    name = f"{os.major(lock_file.st_dev):02x}:{os.minor(lock_file.st_dev):02x}:{lock_file.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        _, kind, *fields = line.split()
+        if kind == "FLOCK" and fields[3] == name:
+            return f"pid {fields[2]} on {socket.gethostname()}"
+    return "a process on another machine"

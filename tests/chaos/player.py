@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.training.lease import lock
 from pipelines.training.run_directory import read_lines
 from tests.chaos.faults import Fault, Life, kill_family, wait_until_gone, workers
 from tests.e2e.conftest import Jobs
@@ -78,8 +79,9 @@ class Player:
         """The workers are stopped, their driver dies, the next launch trains; then the old workers wake up."""
         orphans = list(workers(self.folder).values())
         assert orphans
-        for orphan in orphans:
-            orphan.suspend()
+        with lock(self.folder):  # one that is stopped while it holds the lock lets no launch take the run over
+            for orphan in orphans:
+                orphan.suspend()
         starts = len(list(read_lines(self.folder / "starts.jsonl")))
         self._driver(fault)
         self._wait_for_a_step_after(starts)

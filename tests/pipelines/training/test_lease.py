@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +22,37 @@ with Lease(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
+
+HOLD_LOCK = HOLD.replace("Lease", "lock")
+
+
+def test_a_stopped_process_that_holds_the_lock_is_named(tmp_path, monkeypatch):
+    with Lease(tmp_path):
+        pass
+    monkeypatch.setattr(leases, "LOCK_S", 0.3)
+    other = subprocess.Popen([sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        other.send_signal(signal.SIGSTOP)
+        told = rf"pid {other.pid} on \S+ holds the lock of run {tmp_path.name} and does not go on"
+        with pytest.raises(UserError, match=told), Lease(tmp_path):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with Lease(tmp_path) as mine:
+        assert mine.attempt == 2
+
+
+def test_the_heartbeat_outlives_a_lock_that_is_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(leases, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(leases, "LOCK_S", 0.1)
+    with Lease(tmp_path):
+        with leases.lock(tmp_path):
+            time.sleep(0.6)
+        held = read_holder(tmp_path).heartbeat
+        time.sleep(0.6)
+        assert read_holder(tmp_path).heartbeat > held
 
 
 def test_a_live_run_is_refused_by_name_and_taken_over_after_a_kill(tmp_path):
