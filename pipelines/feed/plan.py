@@ -107,7 +107,10 @@ class FeedPlan:
         """
         cuts = [0]
         while self.stages is not None and cuts[-1] < stop_step:
-            cuts.append(self.stages.begins(len(cuts), self.store().groups) // self.step_groups)
+            begins = self.stages.begins(len(cuts), self.store().groups)
+            if self.end is not None and begins >= self.end:
+                break
+            cuts.append(begins // self.step_groups)
         pieces = zip(cuts, [*cuts[1:], stop_step], strict=True)
         cut = {f"stage {stage}": (max(first, start_step), min(last, stop_step))
                for stage, (first, last) in enumerate(pieces)}
@@ -125,13 +128,23 @@ class FeedPlan:
         """The grouped store that training starts with, opened once a process."""
         return _open_store(self.groups_path)
 
+    def stage(self, epoch: int) -> int:
+        """The stage that the groups of `epoch` come from. What fills up the last micro-batch, behind the end of
+        training, comes from the last stage that is trained on: a later one is never built.
+        """
+        if self.stages is None:
+            return 0
+        if self.end is not None:
+            epoch = min(epoch, (self.end - 1) // self.store().groups)
+        return self.stages.number(epoch)
+
     def store_of(self, epoch: int) -> GroupedStore:
         """The grouped store of an epoch's stage.
 
         Raises FileNotFoundError where it has not been built, and ValueError where its groups are not as many, in as
         large row groups, as those of the first.
         """
-        stage = self.stages.number(epoch) if self.stages else 0
+        stage = self.stage(epoch)
         if self.stages is None or stage == 0:
             return self.store()
         later = _open_store(str(self.stages.groups(stage)))

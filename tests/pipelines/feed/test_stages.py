@@ -57,6 +57,20 @@ def test_no_stream_needs_a_stage_before_its_model_is_made(staged: FeedPlan) -> N
             assert first * 6 <= plan.stages.begins(stage, 37) < first * 6 + 6
 
 
+@pytest.mark.parametrize("groups_per_atom", [2, 3])
+def test_a_stage_that_would_begin_at_the_end_is_not_needed(staged: FeedPlan, groups_per_atom: int) -> None:
+    """The last step is filled up behind position 74, where the second stage, which is never built, would begin; with 3
+    groups a micro-batch the last real one has a row from there.
+    """
+    plan = replace(staged, end=74, groups_per_atom=groups_per_atom, atoms_per_step=6 // groups_per_atom)
+    assert plan.streams(0, 13) == {"stage 0": (0, 13)}
+    batches = [batch for batch in local_batches(plan, 0, 13) if batch.position >= 0]
+    positions = [position for batch in batches for position in range(batch.position, batch.position + groups_per_atom)]
+    assert positions[:74] == list(range(74)) and len(positions) - 74 == -74 % groups_per_atom
+    trained = [group.any().item() for batch in batches for group in batch.weight.reshape(groups_per_atom, -1)]
+    assert trained == [position < 74 for position in positions]
+
+
 def test_a_stage_that_failed_is_a_loud_error(staged: FeedPlan) -> None:
     assert staged.stages and not staged.stages.ready(1)
     with pytest.raises(FileNotFoundError, match="stage-0001"):
