@@ -15,6 +15,14 @@ class UserError(ValueError):
     a plain `ValueError` or `FileNotFoundError` that our own code raises counts as a user's mistake too.
     """
 
+    def __init__(self, told: str) -> None:
+        super().__init__(told)
+        self.told = told
+
+    def __str__(self) -> str:
+        """What was told, without what Ray Data adds to the arguments of every exception in its tasks."""
+        return self.told
+
 
 class Preempted(BaseException):
     """The launch was asked to end (SIGTERM): exit 75, the same command goes on. Nothing may take it for a failure."""

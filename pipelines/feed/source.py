@@ -17,6 +17,7 @@ from ray.data import Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from pipelines.errors import UserError, is_users_mistake
 from pipelines.feed.order import WindowSlice, with_padding
 from pipelines.feed.plan import FeedPlan
 from pipelines.grouping.materialise import GROUP_SCHEMA, GroupedStore
@@ -24,8 +25,8 @@ from pipelines.store.schema import read_row_groups
 
 COLUMNS = ("group_id", "sample_ids", "images", "captions", "image_classes", "real")
 PIECE_GROUPS = 256
-"""Groups of a window that are handed on at once, so that the first are decoded before the last are put in order; what
-one rank's task takes, since smaller ones would only be more for Ray to keep account of."""
+"""Groups of a window that are handed on at once, so that the first are decoded before the last are put in order;
+smaller pieces would only be more for Ray to keep account of."""
 READ_THREADS = 4
 """Files of a window that are read at once."""
 _IMAGES = pa.list_(pa.large_binary())
@@ -152,10 +153,22 @@ class GroupedStream(Datasource):
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
                        data_context: object = None) -> list[ReadTask]:
         """One task a window, in the order of the stream, whatever `parallelism` asks for."""
-        *others, last = [partial(read_window, self._plan, part, self._world) for part in self._slices]
+        *others, last = [partial(_told, self._plan, part, self._world) for part in self._slices]
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [*(ReadTask(read, unknown) for read in others),
                 ReadTask(partial(_with_tail, last, self._missing_rows), unknown)]
+
+
+def _told(plan: FeedPlan, part: WindowSlice, world: int) -> Iterator[pa.Table]:
+    """`read_window`; what the user can mend leaves the task as a UserError, since on the way an exception loses the
+    trace that tells our own from a library's.
+    """
+    try:
+        yield from read_window(plan, part, world)
+    except Exception as error:
+        if is_users_mistake(error):
+            raise UserError(str(error)) from error
+        raise
 
 
 def _with_tail(read: Callable[[], Iterator[pa.Table]], rows: int) -> Iterator[pa.Table]:
