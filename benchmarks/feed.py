@@ -2,10 +2,10 @@
 
 Every arm is a process of its own on the same CORES cores, at the same niceness (Ray's workers included, which Ray would
 run at 15), with one thread a library; arms take turns, round by round. Data and transform are the same, starts are
-excluded; peers have two loader processes, Ray's arms as many tasks as their CPUs allow. Ratios are taken inside a round,
-and the median over the rounds is what counts. Arms with the feed's transform must deliver the same pixels and tokens, by
-their sums; an arm that fails or delivers others is broken, and that exits 1. A
-bar that is missed is said, and exits 0. A killed benchmark continues with the same command, at the same commit.
+excluded; peers have two loader processes, Ray's arms as many tasks as their CPUs allow. Ratios are taken inside a
+round, and the median over the rounds is what counts. Arms with the feed's transform must deliver the same pixels and
+tokens, by their sums; an arm that fails or delivers others is broken, and that exits 1. A bar that is missed is said,
+and exits 0. A killed benchmark continues with the same command, at the same commit.
 """
 from __future__ import annotations
 
