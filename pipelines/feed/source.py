@@ -153,18 +153,18 @@ class GroupedStream(Datasource):
     def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None,
                        data_context: object = None) -> list[ReadTask]:
         """One task a window, in the order of the stream, whatever `parallelism` asks for."""
-        *others, last = [partial(_told, self._plan, part, self._world) for part in self._slices]
+        *others, last = [partial(_told, partial(read_window, self._plan, part, self._world)) for part in self._slices]
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [*(ReadTask(read, unknown) for read in others),
                 ReadTask(partial(_with_tail, last, self._missing_rows), unknown)]
 
 
-def _told(plan: FeedPlan, part: WindowSlice, world: int) -> Iterator[pa.Table]:
-    """`read_window`; what the user can mend leaves the task as a UserError, since on the way an exception loses the
-    trace that tells our own from a library's.
+def _told(read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """What `read` yields; what the user can mend leaves the task as a UserError, since on the way an exception loses
+    the trace that tells our own from a library's.
     """
     try:
-        yield from read_window(plan, part, world)
+        yield from read()
     except Exception as error:
         if is_users_mistake(error):
             raise UserError(str(error)) from error
