@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -26,20 +27,27 @@ with Lease(Path(sys.argv[1])):
 HOLD_LOCK = HOLD.replace("Lease", "lock")
 
 
+@contextmanager
+def another(script, run):
+    """A process that holds the run's lease or lock; dead behind the block."""
+    process = subprocess.Popen([sys.executable, "-c", script, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_stopped_process_that_holds_the_lock_is_named(tmp_path, monkeypatch):
     with Lease(tmp_path):
         pass
     monkeypatch.setattr(leases, "LOCK_S", 0.3)
-    other = subprocess.Popen([sys.executable, "-c", HOLD_LOCK, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "held\n"
+    with another(HOLD_LOCK, tmp_path) as other:
         other.send_signal(signal.SIGSTOP)
         told = rf"pid {other.pid} on \S+ holds the lock of run {tmp_path.name} and does not go on"
         with pytest.raises(UserError, match=told), Lease(tmp_path):
             pass
-    finally:
-        other.kill()
-        other.wait()
     with Lease(tmp_path) as mine:
         assert mine.attempt == 2
 
@@ -56,15 +64,10 @@ def test_the_heartbeat_outlives_a_lock_that_is_held(tmp_path, monkeypatch):
 
 
 def test_a_live_run_is_refused_by_name_and_taken_over_after_a_kill(tmp_path):
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "held\n"
+    with another(HOLD, tmp_path) as other:
         told = rf"pid {other.pid} on \S+ has it since .*run.takeover=true"
         with pytest.raises(UserError, match=told), Lease(tmp_path):
             pass
-    finally:
-        other.kill()
-        other.wait()
     with Lease(tmp_path) as mine:
         assert mine.attempt == 2
         assert read_holder(tmp_path).pid == os.getpid()
